@@ -1,0 +1,48 @@
+# Only relative paths, and every tool through `.venv/bin/python -m`: the checkout's path may have spaces in it.
+
+PYTHON ?= python3
+RUN := .venv/bin/python -m
+export PYTHON
+
+# make run PORT=9001 DATA_DIR="another folder" WORKERS=2
+quoted = '$(subst ','\'',$(1))'
+OPTIONS = $(if $(PORT), --port $(call quoted,$(PORT)))$(if $(DATA_DIR), --data-dir $(call quoted,$(DATA_DIR)))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo run test lint bench soak constraints clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+setup: ## make .venv with the exact versions of constraints.txt (again only when they changed)
+	@.ci/setup
+
+demo: setup ## start everything and watch a webhook being delivered (PORT=, DATA_DIR=)
+	@$(RUN) cli demo$(OPTIONS)
+
+run: setup ## start the platform with its own PostgreSQL and Valkey, data in var/ (PORT=, DATA_DIR=, WORKERS=)
+	@$(RUN) cli up$(OPTIONS)$(if $(WORKERS), --workers $(call quoted,$(WORKERS)))
+
+lint: setup ## style, types and the rule on imports
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+	@# import-linter can't be run with -m
+	.venv/bin/python -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
+
+test: lint ## lint and all tests
+	@# two at a time: most of the tests wait rather than compute; a file's tests share their services
+	$(RUN) pytest -n 2 --dist loadfile
+
+bench: setup ## measure load and latency on this machine
+	@$(RUN) bench
+
+soak: setup ## an hour of mixed faults under load, and an exact ledger; see docs/reliability.md
+	@$(RUN) tests.faults.soak
+
+constraints: ## renew constraints.txt with the newest versions that pyproject.toml allows
+	@.ci/constraints
+
+clean: ## remove .venv and caches; data in var/ stays
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -path ./var -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

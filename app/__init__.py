@@ -1,0 +1,1 @@
+"""The Starlette side: accepts events, manages subscriptions, answers questions about deliveries."""

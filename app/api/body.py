@@ -1,0 +1,43 @@
+"""Reading a request's body: JSON, and no more of it than is allowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+
+from core import jsontext
+from core.errors import PayloadTooLarge, UnsupportedMediaType
+
+
+async def read(request: Request, max_bytes: int) -> bytes:
+    """The whole body. Raises `PayloadTooLarge` as soon as it exceeds `max_bytes`, before it is all here."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > max_bytes:
+        raise _too_large(max_bytes)
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def parse(request: Request, body: bytes) -> Any:
+    """The JSON value in `body`. Raises `UnsupportedMediaType` or `ValidationFailed`."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise UnsupportedMediaType(f"Content-Encoding is {encoding[:80]!r}; send the JSON as it is, without one")
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMediaType(
+            f"Content-Type is {media_type[:80]!r}; send JSON with Content-Type: application/json"
+            if media_type
+            else None
+        )
+    return jsontext.loads(body)
+
+
+def _too_large(max_bytes: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"The body exceeds {max_bytes} bytes; send a smaller one", details={"max_bytes": max_bytes})

@@ -1,0 +1,75 @@
+"""Organizations and their API keys, for the holder of a platform key."""
+
+from __future__ import annotations
+
+from sqlmodel import col
+
+from app.api import lists, views
+from app.api.calls import Call
+from app.api.inputs import ApiKeyIn, OrganizationIn
+from app.api.replies import Reply
+from core import api_keys, ids, organizations
+from core.errors import ValidationFailed
+from core.models import ApiKey, Organization
+
+
+async def create(call: Call) -> Reply:
+    given = call.read(OrganizationIn)
+    async with call.transaction() as session:
+        organization = await organizations.create(session, given.name)
+    return Reply(views.organization(organization), 201, "Organization created", version=organization.version)
+
+
+async def index(call: Call) -> Reply:
+    query = lists.parse(call.request)
+    _no_filters(query)
+    async with call.transaction() as session:
+        return await lists.run(session, query, Organization, [], views.organization)
+
+
+async def show(call: Call) -> Reply:
+    async with call.transaction() as session:
+        organization = await organizations.get(session, call.path_id(ids.ORGANIZATION))
+    return Reply(views.organization(organization), version=organization.version)
+
+
+async def update(call: Call) -> Reply:
+    given = call.read(OrganizationIn)
+    async with call.transaction() as session:
+        organization = await organizations.get(session, call.path_id(ids.ORGANIZATION), lock=True)
+        call.check_version(organization.version)
+        await organizations.rename(session, organization, given.name)
+    return Reply(views.organization(organization), message="Organization updated", version=organization.version)
+
+
+async def create_key(call: Call) -> Reply:
+    given = call.read(ApiKeyIn)
+    async with call.transaction() as session:
+        key, text = await api_keys.create(
+            session,
+            call.services.sealer,
+            organization_id=call.organization_id,
+            name=given.name,
+            scopes=given.scopes,
+        )
+    return Reply(views.api_key(key) | {"key": text}, 201, "API key created; it is shown only this once")
+
+
+async def index_keys(call: Call) -> Reply:
+    query = lists.parse(call.request)
+    _no_filters(query)
+    async with call.transaction() as session:
+        return await lists.run(
+            session, query, ApiKey, [col(ApiKey.organization_id) == call.organization_id], views.api_key
+        )
+
+
+async def revoke_key(call: Call) -> Reply:
+    async with call.transaction() as session:
+        key = await api_keys.revoke(session, call.path_id(ids.API_KEY), call.organization_id)
+    return Reply(views.api_key(key), message="API key revoked")
+
+
+def _no_filters(query: lists.ListQuery) -> None:
+    if query.filters:
+        raise ValidationFailed.of("filters", "This list has no filters")

@@ -1,0 +1,89 @@
+"""Every path of the API, with what handles it and the scope it needs. The one place where access is declared."""
+
+from __future__ import annotations
+
+from starlette.routing import BaseRoute, Route
+
+from app.api import deliveries, event_types, events, organizations, replays, subscriptions
+from app.api.calls import Action, Handler, Resource
+from core.api_keys import (
+    DELIVERIES_READ,
+    DELIVERIES_REPLAY,
+    EVENTS_READ,
+    EVENTS_WRITE,
+    ORGANIZATIONS_ADMIN,
+    SUBSCRIPTIONS_READ,
+    SUBSCRIPTIONS_WRITE,
+)
+
+
+def _ingests(handler: Handler, max_body: str) -> Action:
+    return Action(handler, EVENTS_WRITE, keeps_own_keys=True, rechecks_credential=True, max_body=max_body)
+
+
+# The busiest first: Starlette tries them in order.
+PATHS: dict[str, dict[str, Action]] = {
+    "/v1/events": {
+        "POST": _ingests(events.create, "event_max_bytes"),
+        "GET": Action(events.index, EVENTS_READ, lists=True),
+    },
+    "/v1/events/batch": {"POST": _ingests(events.create_batch, "batch_max_bytes")},
+    "/v1/events/{id}": {"GET": Action(events.show, EVENTS_READ)},
+    "/v1/events/{id}/deliveries": {"GET": Action(events.deliveries, DELIVERIES_READ, lists=True)},
+    "/v1/deliveries": {"GET": Action(deliveries.index, DELIVERIES_READ, lists=True)},
+    "/v1/deliveries/{id}": {"GET": Action(deliveries.show, DELIVERIES_READ)},
+    "/v1/deliveries/{id}/replay": {"POST": Action(deliveries.replay, DELIVERIES_REPLAY)},
+    "/v1/deliveries/{id}/discard": {"POST": Action(deliveries.discard, DELIVERIES_REPLAY)},
+    "/v1/webhooks/subscriptions": {
+        "POST": Action(subscriptions.create, SUBSCRIPTIONS_WRITE),
+        "GET": Action(subscriptions.index, SUBSCRIPTIONS_READ, lists=True),
+    },
+    "/v1/webhooks/subscriptions/{id}": {
+        "GET": Action(subscriptions.show, SUBSCRIPTIONS_READ),
+        "PATCH": Action(subscriptions.update, SUBSCRIPTIONS_WRITE),
+        "DELETE": Action(subscriptions.delete, SUBSCRIPTIONS_WRITE),
+    },
+    "/v1/webhooks/subscriptions/{id}/pause": {"POST": Action(subscriptions.pause, SUBSCRIPTIONS_WRITE)},
+    "/v1/webhooks/subscriptions/{id}/resume": {"POST": Action(subscriptions.resume, SUBSCRIPTIONS_WRITE)},
+    "/v1/webhooks/subscriptions/{id}/secret/rotate": {"POST": Action(subscriptions.rotate_secret, SUBSCRIPTIONS_WRITE)},
+    "/v1/webhooks/subscriptions/{id}/test": {
+        "POST": Action(subscriptions.test, SUBSCRIPTIONS_WRITE, keeps_own_keys=True, max_body="event_max_bytes")
+    },
+    "/v1/webhooks/subscriptions/{id}/deliveries": {
+        "GET": Action(subscriptions.deliveries_of, DELIVERIES_READ, lists=True)
+    },
+    "/v1/replays": {
+        "POST": Action(replays.create, DELIVERIES_REPLAY),
+        "GET": Action(replays.index, DELIVERIES_READ, lists=True),
+    },
+    "/v1/replays/{id}": {"GET": Action(replays.show, DELIVERIES_READ)},
+    "/v1/replays/{id}/pause": {"POST": Action(replays.pause, DELIVERIES_REPLAY)},
+    "/v1/replays/{id}/resume": {"POST": Action(replays.resume, DELIVERIES_REPLAY)},
+    "/v1/replays/{id}/cancel": {"POST": Action(replays.cancel, DELIVERIES_REPLAY)},
+    "/v1/event-types": {
+        "POST": Action(event_types.create, EVENTS_WRITE),
+        "GET": Action(event_types.index, EVENTS_READ, lists=True),
+    },
+    "/v1/event-types/{name}": {
+        "GET": Action(event_types.show, EVENTS_READ),
+        "PATCH": Action(event_types.update, EVENTS_WRITE),
+        "DELETE": Action(event_types.delete, EVENTS_WRITE),
+    },
+    "/v1/organizations": {
+        "POST": Action(organizations.create, ORGANIZATIONS_ADMIN, tenant=False),
+        "GET": Action(organizations.index, ORGANIZATIONS_ADMIN, tenant=False, lists=True),
+    },
+    "/v1/organizations/{id}": {
+        "GET": Action(organizations.show, ORGANIZATIONS_ADMIN, tenant=False),
+        "PATCH": Action(organizations.update, ORGANIZATIONS_ADMIN, tenant=False),
+    },
+    "/v1/api-keys": {
+        "POST": Action(organizations.create_key, ORGANIZATIONS_ADMIN),
+        "GET": Action(organizations.index_keys, ORGANIZATIONS_ADMIN, lists=True),
+    },
+    "/v1/api-keys/{id}": {"DELETE": Action(organizations.revoke_key, ORGANIZATIONS_ADMIN)},
+}
+
+
+def routes() -> list[BaseRoute]:
+    return [Route(path, Resource(actions)) for path, actions in PATHS.items()]

@@ -1,0 +1,211 @@
+"""Resources as the API shows them. Field names are promised (docs/api.md): add, never rename."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import orjson
+
+from core import ids, jsontext, timestamps
+from core.models import (
+    ApiKey,
+    Attempt,
+    Delivery,
+    Event,
+    EventType,
+    Organization,
+    Replay,
+    Subscription,
+    SubscriptionSecret,
+)
+from core.replays import Group
+from core.retry import RetryPolicy
+from core.states import State
+
+
+def _time(moment: datetime | None) -> str | None:
+    return None if moment is None else timestamps.show(moment)
+
+
+def organization(row: Organization) -> dict[str, Any]:
+    shown = ids.show(ids.ORGANIZATION, row.id)
+    return {
+        "id": shown,
+        "organization_id": shown,
+        "name": row.name,
+        "version": row.version,
+        "created_at": _time(row.created_at),
+        "updated_at": _time(row.updated_at),
+    }
+
+
+def api_key(row: ApiKey) -> dict[str, Any]:
+    shown = ids.show(ids.API_KEY, row.id)
+    return {
+        "id": shown,
+        "key_id": shown,
+        "organization_id": ids.show(ids.ORGANIZATION, row.organization_id) if row.organization_id else None,
+        "name": row.name,
+        "prefix": row.prefix,
+        "scopes": row.scopes,
+        "created_at": _time(row.created_at),
+        "last_used_at": _time(row.last_used_at),
+        "revoked_at": _time(row.revoked_at),
+    }
+
+
+def event_type(row: EventType) -> dict[str, Any]:
+    return {
+        "id": row.name,
+        "name": row.name,
+        "description": row.description,
+        "schema": row.schema_,
+        "example": row.example,
+        "created_at": _time(row.created_at),
+    }
+
+
+def subscription(row: Subscription, header_names: Sequence[str] = ()) -> dict[str, Any]:
+    shown = ids.show(ids.SUBSCRIPTION, row.id)
+    return {
+        "id": shown,
+        "subscription_id": shown,
+        "organization_id": ids.show(ids.ORGANIZATION, row.organization_id),
+        "status": row.status,
+        "status_reason": row.status_reason,
+        "webhook_url": row.url,
+        "events": row.events,
+        "filters": row.filters,
+        "authentication": {"type": row.authentication_type},
+        "payload_format": row.payload_format,
+        "retry_policy": RetryPolicy.parse(row.retry_policy).to_json(),
+        "headers": dict.fromkeys(header_names, "••••"),  # their values may be credentials
+        "timeout_ms": row.timeout_ms,
+        "description": row.description,
+        "metadata": row.metadata_,
+        "branch_id": row.branch_id,
+        "version": row.version,
+        "created_at": _time(row.created_at),
+        "updated_at": _time(row.updated_at),
+    }
+
+
+def secret(row: SubscriptionSecret) -> dict[str, Any]:
+    return {
+        "id": ids.show(ids.SECRET, row.id),
+        "created_at": _time(row.created_at),
+        "expires_at": _time(row.expires_at),
+    }
+
+
+def event(row: Event) -> dict[str, Any]:
+    shown = ids.show(ids.EVENT, row.id)
+    return {
+        "id": shown,
+        "event_id": shown,
+        "event_type": row.event_type,
+        "external_id": row.external_id,
+        "organization_id": ids.show(ids.ORGANIZATION, row.organization_id),
+        "occurred_at": _time(row.occurred_at),
+        "branch_id": row.branch_id,
+        "metadata": jsontext.loads(row.metadata_.encode()) if row.metadata_ else {},
+        "matched_subscriptions": row.matched_subscriptions,
+        "created_at": _time(ids.time_of(row.id)),
+    }
+
+
+def event_with_data(row: Event) -> dict[str, Any]:
+    return event(row) | {"data": jsontext.loads(row.payload[row.data_at : -1])}
+
+
+def delivery(row: Delivery) -> dict[str, Any]:
+    shown = ids.show(ids.DELIVERY, row.id)
+    return {
+        "id": shown,
+        "delivery_id": shown,
+        "event_id": ids.show(ids.EVENT, row.event_id),
+        "event_type": row.event_type,
+        "subscription_id": ids.show(ids.SUBSCRIPTION, row.subscription_id),
+        "organization_id": ids.show(ids.ORGANIZATION, row.organization_id),
+        "status": row.state,
+        "reason": row.reason,
+        "attempt_count": row.attempt_count,
+        "series": row.series,
+        "replay_id": ids.show(ids.REPLAY, row.replay_id) if row.replay_id else None,
+        "next_attempt_at": _time(row.due_at) if row.state == State.PENDING else None,
+        "status_code": row.status_code,
+        "error": row.error_kind,
+        "error_message": row.error_message,
+        "created_at": _time(row.created_at),
+        "updated_at": _time(row.updated_at),
+    }
+
+
+def attempt(row: Attempt) -> dict[str, Any]:
+    shown = ids.show(ids.ATTEMPT, row.id)
+    return {
+        "id": shown,
+        "attempt_id": shown,
+        "delivery_id": ids.show(ids.DELIVERY, row.delivery_id),
+        "series": row.series,
+        "number": row.number,
+        "replay_id": ids.show(ids.REPLAY, row.replay_id) if row.replay_id else None,
+        "status": "failed" if row.error_kind else "succeeded",
+        "status_code": row.status_code,
+        "error": row.error_kind,
+        "error_message": row.error_message,
+        "started_at": _time(row.started_at),
+        "duration_ms": row.duration_ms,
+        "url": row.url,
+        "request_headers": _headers(row.request_headers),
+        "response_headers": _headers(row.response_headers),
+        "response_body": None if row.response_body is None else row.response_body.decode("utf-8", "replace"),
+    }
+
+
+def _headers(text: str | None) -> dict[str, str] | None:
+    """Stored pairs as an object; a header that came several times is joined by commas (RFC 9110, section 5.2)."""
+    if text is None:
+        return None
+    joined: dict[str, str] = {}
+    for name, value in orjson.loads(text):
+        joined[name] = f"{joined[name]}, {value}" if name in joined else value
+    return joined
+
+
+def replay(row: Replay, groups: Sequence[Group] | None = None) -> dict[str, Any]:
+    shown = ids.show(ids.REPLAY, row.id)
+    item = {
+        "id": shown,
+        "replay_id": shown,
+        "organization_id": ids.show(ids.ORGANIZATION, row.organization_id),
+        "status": row.status,
+        "filters": row.filters,
+        "rate_per_second": row.rate_per_second,
+        "total": row.total,
+        "sent": row.sent,
+        "succeeded": row.succeeded,
+        "failed": row.failed,
+        "skipped": row.skipped,
+        "created_by": row.created_by,
+        "created_at": _time(row.created_at),
+        "started_at": _time(row.started_at),
+        "finished_at": _time(row.finished_at),
+    }
+    return item if groups is None else item | counts(groups)
+
+
+def counts(groups: Sequence[Group]) -> dict[str, Any]:
+    """A selection counted by subscription and by error."""
+    by_subscription: dict[str, int] = {}
+    by_error: dict[str | None, int] = {}
+    for group in groups:
+        shown = ids.show(ids.SUBSCRIPTION, group.subscription_id)
+        by_subscription[shown] = by_subscription.get(shown, 0) + group.count
+        by_error[group.error_kind] = by_error.get(group.error_kind, 0) + group.count
+    return {
+        "by_subscription": [{"subscription_id": one, "count": count} for one, count in by_subscription.items()],
+        "by_error": [{"error": one, "count": count} for one, count in by_error.items()],
+    }

@@ -1,0 +1,28 @@
+"""What a web process holds for as long as it lives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from arq.connections import ArqRedis
+
+from core.acceptance import Acceptance
+from core.database import Database
+from core.hints import Hints
+from core.sealing import Sealer
+from core.settings import Settings
+from core.subscriptions import Rules
+
+
+@dataclass(frozen=True)
+class Services:
+    settings: Settings
+    database: Database
+    redis: ArqRedis
+    hints: Hints
+    acceptance: Acceptance
+    rules: Rules
+
+    @property
+    def sealer(self) -> Sealer:
+        return self.rules.sealer

@@ -1,0 +1,148 @@
+"""What is run, and the figures that come of each run.
+
+Every scenario has its own event type and its own subscriptions, so that its books are its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench import ledger
+from bench.children import Heard, Receiver, generate
+from bench.ledger import Ledger
+from bench.load import Order, Outcome
+from bench.platform import Platform
+
+DRAIN_WITHIN_S = 120.0
+CONNECTIONS = 64
+IDLE_AFTER_S = 3.0  # what a run leaves behind (checkpoint, vacuum) is not idleness
+PARTS = ("web", "worker", "postgres")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A load. Without `rate` a closed loop; with `window` one that waits for the receiver."""
+
+    name: str
+    fanout: int = 1
+    events: int | None = None
+    seconds: float | None = None
+    rate: float | None = None
+    window: int | None = None
+    workers_stopped: bool = False  # while the load lasts
+
+
+@dataclass
+class Result:
+    name: str
+    figures: dict[str, float] = field(default_factory=dict)
+    ledger: Ledger | None = None
+
+
+async def run(scenario: Scenario, platform: Platform, receiver: Receiver, folder: Path, payload_bytes: int) -> Result:
+    event_type = f"bench.{scenario.name.replace('-', '_')}"
+    await platform.subscribe(receiver.urls(scenario.name, scenario.fanout), event_type)
+    order = Order(
+        port=platform.port,
+        key=platform.key,
+        event_type=event_type,
+        payload_bytes=payload_bytes,
+        connections=CONNECTIONS,
+        events=scenario.events,
+        seconds=scenario.seconds,
+        rate=scenario.rate,
+        window=scenario.window,
+        fanout=scenario.fanout,
+        receiver_port=receiver.port,
+        scenario=scenario.name,
+    )
+    before = platform.cpu_s()
+    if scenario.workers_stopped:
+        platform.signal_workers(signal.SIGSTOP)
+    try:
+        outcome = await generate(order, folder)
+    finally:
+        platform.signal_workers(signal.SIGCONT)
+    resumed_at = time.monotonic()
+    await _drained(platform, receiver, scenario, len(outcome.ids) * scenario.fanout)
+    drained_at = time.monotonic()
+    after = platform.cpu_s()
+    heard = await receiver.dump(scenario.name)
+    result = Result(scenario.name, _figures(scenario, outcome, heard))
+    result.figures |= _cpu_figures(before, after, heard.distinct)
+    if scenario.workers_stopped:
+        result.figures["drained_per_s"] = heard.distinct / max(drained_at - resumed_at, 1e-9)
+    result.figures |= {f"{part}_peak_mb": peak for part, peak in platform.peak_mb().items()}
+    result.ledger = await ledger.settle(platform, event_type, scenario.fanout, outcome, heard)
+    return result
+
+
+async def _drained(platform: Platform, receiver: Receiver, scenario: Scenario, wanted: int) -> None:
+    """Until all is received and recorded, or nothing is to be hoped for; the ledger tells which."""
+    deadline = time.monotonic() + DRAIN_WITHIN_S
+    while await receiver.count(scenario.name) < wanted and time.monotonic() < deadline:  # noqa: ASYNC110 - other processes
+        await asyncio.sleep(0.02)
+    while time.monotonic() < deadline:
+        [row] = await platform.query("SELECT count(*) FROM deliveries WHERE state IN ('pending', 'sending')")
+        if row["count"] == 0:
+            return
+        await asyncio.sleep(0.02)
+
+
+def _figures(scenario: Scenario, outcome: Outcome, heard: Heard) -> dict[str, float]:
+    if not outcome.ids or not heard.distinct:
+        return {}
+    answered, received = sorted(outcome.answered_at), heard.times()
+    started, ended = outcome.started_at, answered[-1]
+    halfway = (started + ended) / 2
+
+    def backlog(at: float) -> int:
+        return bisect_right(answered, at) * scenario.fanout - bisect_right(received, at)
+
+    figures = {
+        "accepted": float(len(answered)),
+        "accepted_per_s": len(answered) / (ended - started),
+        "delivered_per_s": len(received) / (received[-1] - started),
+        # From the last event on, and while the load lasted.
+        "delivered_per_s_under_load": bisect_right(received, ended) / (ended - started),
+        "backlog_halfway": float(backlog(halfway)),
+        "backlog_at_end": float(max(0, backlog(ended))),
+        "drain_s": max(0.0, received[-1] - ended),
+        "late": float(outcome.late),
+    }
+    answer_ms = [(b - a) * 1000 for a, b in zip(outcome.written_at, outcome.answered_at, strict=True)]
+    figures |= _percentiles("answer_ms", answer_ms)
+    if not scenario.workers_stopped:
+        written = dict(zip(outcome.ids, outcome.written_at, strict=True))
+        answered_at = dict(zip(outcome.ids, outcome.answered_at, strict=True))
+        receipts = [(one, at) for of_path in heard.first_at.values() for one, at in of_path.items() if one in written]
+        figures |= _percentiles("receipt_ms", [(at - written[one]) * 1000 for one, at in receipts])
+        # Negative where the webhook overtook the 202, which happens: both start with the commit.
+        figures |= _percentiles("receipt_from_202_ms", [(at - answered_at[one]) * 1000 for one, at in receipts])
+    return figures
+
+
+def _percentiles(name: str, values: Sequence[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    return {f"{name}_p{p}": ordered[min(len(ordered) - 1, len(ordered) * p // 100)] for p in (50, 95, 99)}
+
+
+def _cpu_figures(before: dict[str, float], after: dict[str, float], deliveries: int) -> dict[str, float]:
+    if not deliveries:
+        return {}
+    return {f"{part}_cpu_us": (after[part] - before[part]) / deliveries * 1e6 for part in PARTS}
+
+
+async def idle(platform: Platform, seconds: float) -> Result:
+    """What the platform uses when there is nothing to do: per cent of one core."""
+    await asyncio.sleep(IDLE_AFTER_S)
+    before, started = platform.cpu_s(), time.monotonic()
+    await asyncio.sleep(seconds)
+    after, elapsed = platform.cpu_s(), time.monotonic() - started
+    return Result("idle", {f"{part}_cpu_percent": (after[part] - before[part]) / elapsed * 100 for part in after})

@@ -1,0 +1,1 @@
+"""The `hookwright` command: composes the parts and runs the embedded services."""

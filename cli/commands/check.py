@@ -1,0 +1,124 @@
+"""`hookwright check`: are the settings right, and does everything that they name answer? Starts and changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import typer
+
+from cli import target
+from cli.options import DEFAULT_DATA_DIR, DataDir
+from cli.output import give, say
+from cli.supervisor.platform import DATABASE_URL, REDIS_URL, SECRET_KEYS
+from core.errors import HookwrightError
+from core.settings import Settings, load
+
+MIN_POSTGRESQL = 15
+MIN_REDIS = 6  # users with passwords, which URLs may carry
+
+
+class Fault(HookwrightError):
+    """Something is not as it must be"""
+
+
+def check(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """Check the settings and the connections, and say what is wrong. Exit code 0: all is well."""
+    env = target.complete(data_dir)
+    missing = [name for name in (DATABASE_URL, REDIS_URL) if name not in env]
+    for name in missing:
+        env[name] = target.STAND_INS[name]
+    own_keys = DATABASE_URL not in missing or SECRET_KEYS in env
+    if not own_keys:
+        env[SECRET_KEYS] = target.STAND_INS[SECRET_KEYS]
+    settings = load(env)  # wrong settings end it here: the rest would only repeat them
+    if own_keys:
+        target.sealer(settings)
+    give("ok     settings")
+    looks: list[Callable[[Settings], Awaitable[str]]] = []
+    if DATABASE_URL not in missing:
+        looks += [look_at_postgresql, look_at_schema]
+    if REDIS_URL not in missing:
+        looks.append(look_at_redis)
+    looks.append(look_at_ca_file)
+    passed = [asyncio.run(_try(look, settings)) for look in looks]
+    for name in missing:
+        say(f"wrong  {name} is not set, and no embedded service runs on {data_dir}: start `hookwright up`, or set it")
+    if missing or not all(passed):
+        raise typer.Exit(1)
+
+
+async def _try(look: Callable[[Settings], Awaitable[str]], settings: Settings) -> bool:
+    try:
+        found = await look(settings)
+    except HookwrightError as error:
+        say(f"wrong  {error.message}")
+        return False
+    if found:
+        give(f"ok     {found}")
+    return True
+
+
+async def look_at_postgresql(settings: Settings) -> str:
+    from sqlalchemy import text
+
+    async with target.session(settings) as session:
+        connection = await session.connection()
+        version = str((await connection.execute(text("SHOW server_version"))).scalar_one())
+        number = int((await connection.execute(text("SHOW server_version_num"))).scalar_one())
+        fsync = str((await connection.execute(text("SHOW fsync"))).scalar_one())
+    if number < MIN_POSTGRESQL * 10_000:
+        raise Fault(f"PostgreSQL is {version}; {MIN_POSTGRESQL} or newer is needed")
+    if fsync != "on":
+        raise Fault("PostgreSQL runs with fsync off: accepted events would not survive a power cut; turn it on")
+    return f"PostgreSQL {version} at {target.without_password(settings.database_url)}"
+
+
+async def look_at_schema(settings: Settings) -> str:
+    from core import schema
+    from core.database import Database
+
+    database = Database(settings.database_url, pool_size=2, name="hookwright-check")
+    try:
+        await target.reach(database, settings)
+        current, needed = await schema.state(database)
+    finally:
+        await database.close()
+    if schema.is_newer(current):
+        return f"schema at revision {current}, of a newer release; this one was made for {needed}"
+    if current != needed:
+        raise Fault(f"The schema is at {current or 'nothing'} and must be at {needed}; run: hookwright migrate")
+    return f"schema at revision {current}"
+
+
+async def look_at_redis(settings: Settings) -> str:
+    from redis.exceptions import RedisError
+
+    from core import hints
+
+    redis = hints.connect(settings.redis_url, max_connections=2)
+    try:
+        info = await redis.info("server")
+    except (RedisError, OSError, TimeoutError) as error:
+        raise Fault(f"Redis does not answer ({REDIS_URL}): {error}") from error
+    finally:
+        await redis.aclose(close_connection_pool=True)
+    kind = "Valkey" if "valkey_version" in info else "Redis"
+    version = str(info.get("valkey_version") or info.get("redis_version") or "0")
+    if int(version.partition(".")[0]) < MIN_REDIS:
+        raise Fault(f"{kind} is {version}; {MIN_REDIS} or newer is needed")
+    return f"{kind} {version}"
+
+
+async def look_at_ca_file(settings: Settings) -> str:
+    import ssl
+
+    path = settings.egress_ca_file
+    if path is None:
+        return ""
+    try:
+        ssl.create_default_context(cafile=Path(path))
+    except (OSError, ssl.SSLError) as error:
+        raise Fault(f"HOOKWRIGHT_EGRESS_CA_FILE {path} can't be used: {error}") from error
+    return f"certificate authorities of {path}"

@@ -1,0 +1,136 @@
+"""Which platform a command is meant for: the URLs in the environment, else what runs on the data folder.
+
+The environment wins over `--data-dir`, as it does in `hookwright up`: the same options reach the same database.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.embedded import find_running
+from cli.embedded.paths import read_secret
+from cli.supervisor.platform import DATABASE_URL, REDIS_URL, SECRET_KEYS
+from core.errors import HookwrightError, Unavailable
+from core.settings import PREFIX, Settings, WrongSettings, load
+
+if TYPE_CHECKING:
+    from sqlmodel.ext.asyncio.session import AsyncSession
+
+    from core.database import Database
+    from core.sealing import Sealer
+
+# Stand in for what a command does not use, or what `up` is about to make, so that the rest can be judged.
+STAND_INS = {DATABASE_URL: "postgresql://none", REDIS_URL: "unix:///none", SECRET_KEYS: "none"}
+
+
+class NoDatabase(HookwrightError):
+    """There is no database to work on"""
+
+
+def environment() -> dict[str, str]:
+    """Our settings as given; an empty URL or key list counts as not given, as in `hookwright up`."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(PREFIX) and (value or name not in STAND_INS)
+    }
+
+
+def complete(data_dir: Path) -> dict[str, str]:
+    """The environment, and where it lacks a URL, that of the embedded service which runs on the folder."""
+    env = environment()
+    if DATABASE_URL in env and REDIS_URL in env:
+        return env
+    running = find_running(data_dir)
+    if running is None:
+        return env
+    if DATABASE_URL not in env and running.database_url is not None:
+        env[DATABASE_URL] = running.database_url
+        if running.secret_keys_file.exists():
+            env.setdefault(SECRET_KEYS, read_secret(running.secret_keys_file))
+    if running.redis_url is not None:
+        env.setdefault(REDIS_URL, running.redis_url)
+    return env
+
+
+def settings(data_dir: Path, *, keys: bool = False) -> Settings:
+    """The settings of a command that needs the database alone, and with `keys` the secret keys.
+
+    Raises `NoDatabase` when none is configured and none runs, `WrongSettings` when a setting is wrong.
+    """
+    env = complete(data_dir)
+    if DATABASE_URL not in env:
+        raise NoDatabase(
+            f"No database: nothing runs on the data folder {data_dir}. Start the platform with `hookwright up`, name "
+            f"another folder with --data-dir, or set {DATABASE_URL}."
+        )
+    env.setdefault(REDIS_URL, STAND_INS[REDIS_URL])
+    if not keys:
+        env.setdefault(SECRET_KEYS, STAND_INS[SECRET_KEYS])
+    return load(env)
+
+
+def sealer(given: Settings) -> Sealer:
+    """Raises `WrongSettings` when a secret key is none."""
+    from core.sealing import InvalidKey, Sealer
+
+    try:
+        return Sealer(given.secret_keys)
+    except InvalidKey as error:
+        raise WrongSettings(f"{SECRET_KEYS}: {error.message}") from error
+
+
+@asynccontextmanager
+async def session(given: Settings) -> AsyncIterator[AsyncSession]:
+    """A session within one transaction, on a connection of its own."""
+    from core.database import Database
+
+    database = Database(given.database_url, pool_size=2, name="hookwright-cli")
+    try:
+        with database_faults(given.database_url):
+            async with database.session() as opened:
+                yield opened
+    finally:
+        await database.close()
+
+
+async def reach(database: Database, given: Settings) -> None:
+    """Connects once, so that a database that can't be reached is told from what fails later."""
+    with database_faults(given.database_url):
+        async with database.engine.connect():
+            pass
+
+
+@contextmanager
+def database_faults(url: str) -> Iterator[None]:
+    """Says in one line what keeps us from the database. Raises `Unavailable` or `NoDatabase`."""
+    import asyncpg
+    from sqlalchemy.exc import DBAPIError
+
+    from core.database import is_unreachable
+
+    try:
+        yield
+    except (DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        cause = error.orig.__cause__ or error.orig if isinstance(error, DBAPIError) and error.orig else error
+        said = f"{cause}".strip().split("\n")[0] or type(cause).__name__
+        if isinstance(cause, asyncpg.UndefinedTableError | asyncpg.UndefinedColumnError):
+            raise NoDatabase(
+                f"The database {without_password(url)} has not the schema that this version needs ({said}). "
+                "Run: hookwright migrate"
+            ) from error
+        if isinstance(cause, asyncpg.InvalidAuthorizationSpecificationError | asyncpg.InvalidCatalogNameError):
+            raise NoDatabase(f"PostgreSQL refuses {without_password(url)}: {said}") from error
+        if is_unreachable(error) or isinstance(cause, asyncpg.InterfaceError):
+            raise Unavailable(f"PostgreSQL does not answer at {without_password(url)}: {said}") from error
+        raise
+
+
+def without_password(url: str) -> str:
+    from sqlalchemy.engine import make_url
+
+    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=True)

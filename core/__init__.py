@@ -1,0 +1,1 @@
+"""What both sides of Hookwright mean by its nouns. Imports neither `app` nor `worker`."""

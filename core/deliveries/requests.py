@@ -1,0 +1,111 @@
+"""What people ask for: send a delivery again, take it out, make the ones that were missed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from core import ids, replay_items
+from core.errors import Conflict, NotFound
+from core.models import ItemOutcome, Subscription
+from core.replay_items import ItemResult
+from core.states import TRANSITIONS, DiscardReason
+
+
+async def replay(driver: Any, delivery_ids: Sequence[UUID], replay_id: UUID) -> set[UUID]:
+    """Starts a fresh series of attempts, due at once, for those of `delivery_ids` whose state and subscription allow
+    it; the others are skipped. A retry that was pending is superseded. Records what became of each with the replay.
+
+    Returns the ids that moved. The caller holds a transaction."""
+    rows = await driver.fetch(_REPLAY, sorted(delivery_ids), min(delivery_ids), max(delivery_ids), replay_id)
+    moved = {row["id"] for row in rows}
+    superseded = await replay_items.unanswered(driver, [(row["was_of"], row["id"]) for row in rows if row["was_of"]])
+    results = [
+        ItemResult(replay_id, one, ItemOutcome.SENT if one in moved else ItemOutcome.SKIPPED) for one in delivery_ids
+    ]
+    await replay_items.record(driver, superseded + results)
+    return moved
+
+
+MAX_SERIES = 32_767  # what the column holds; a delivery replayed more often goes on in its last series
+_REPLAYABLE = ", ".join(f"'{state}'" for state in sorted(TRANSITIONS["replay"].before))
+_REPLAY = f"""
+WITH before AS (
+    SELECT id, replay_id FROM deliveries
+    WHERE id = ANY($1::uuid[]) AND id BETWEEN $2 AND $3 AND state IN ({_REPLAYABLE})
+    ORDER BY id FOR UPDATE
+)
+UPDATE deliveries d
+SET state = 'pending', reason = 'replay', due_at = now(), series = least(d.series + 1, {MAX_SERIES}), attempt_count = 0,
+    replay_id = $4, updated_at = now()
+FROM before, subscriptions s
+WHERE d.id = before.id AND d.id = ANY($1::uuid[]) AND d.id BETWEEN $2 AND $3
+  AND s.id = d.subscription_id AND s.status IN ('active', 'paused')
+RETURNING d.id, before.replay_id AS was_of
+"""
+
+
+async def create_missing(
+    driver: Any, subscription: Subscription, rows: Sequence[Mapping[str, Any]], *, first: bool
+) -> list[UUID]:
+    """A new delivery to `subscription` for each of these events (id, event_type) that has none. Returns their ids."""
+    if not rows:
+        return []
+    event_ids = [row["id"] for row in rows]
+    created = await driver.fetch(
+        _CREATE_MISSING,
+        [ids.new_id.within(event_id) for event_id in event_ids],
+        event_ids,
+        [row["event_type"] for row in rows],
+        [ids.time_of(event_id) if first else None for event_id in event_ids],
+        subscription.id,
+        subscription.organization_id,
+        ids.family_bounds(min(event_ids))[0],
+        ids.family_bounds(max(event_ids))[1],
+    )
+    return [row["id"] for row in created]
+
+
+_CREATE_MISSING = """
+INSERT INTO deliveries (id, organization_id, subscription_id, event_id, event_type, state, reason, due_at)
+SELECT new.id, $6, $5, new.event_id, new.event_type, 'pending', 'new', coalesce(new.due_at, now())
+FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::timestamptz[]) AS new(id, event_id, event_type, due_at)
+WHERE NOT EXISTS (
+    SELECT FROM deliveries d
+    WHERE d.subscription_id = $5 AND d.event_id = new.event_id AND d.id BETWEEN $7 AND $8
+)
+RETURNING id
+"""
+
+
+async def discard(driver: Any, organization_id: UUID, delivery_id: UUID) -> None:
+    """Takes one delivery out. Raises `NotFound`, or `Conflict` when its state does not allow it."""
+    async with driver.transaction():
+        moved = await driver.fetchrow(_DISCARD, delivery_id, organization_id, str(DiscardReason.REQUESTED))
+        if moved is None:
+            raise await refusal(driver, "discard", organization_id, delivery_id)
+        if moved["replay_id"]:
+            await replay_items.supersede(driver, [(moved["replay_id"], delivery_id)])
+
+
+async def refusal(driver: Any, operation: str, organization_id: UUID, delivery_id: UUID) -> NotFound | Conflict:
+    """Why `operation` did not apply to this delivery, in words."""
+    state = await driver.fetchval(
+        "SELECT state FROM deliveries WHERE id = $1 AND organization_id = $2", delivery_id, organization_id
+    )
+    if state is None:
+        return NotFound(f"There is no delivery {ids.show(ids.DELIVERY, delivery_id)}")
+    allowed = ", ".join(sorted(TRANSITIONS[operation].before))
+    return Conflict(
+        f"A delivery that is {state} can't be put to {operation}; it must be one of: {allowed}",
+        details={"status": state, "allowed": sorted(TRANSITIONS[operation].before)},
+    )
+
+
+_DISCARDABLE = ", ".join(f"'{state}'" for state in sorted(TRANSITIONS["discard"].before))
+_DISCARD = f"""
+UPDATE deliveries SET state = 'discarded', reason = $3, due_at = NULL, updated_at = now()
+WHERE id = $1 AND organization_id = $2 AND state IN ({_DISCARDABLE})
+RETURNING id, replay_id
+"""

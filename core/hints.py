@@ -1,0 +1,102 @@
+"""Hints over Redis: an arq job per batch of new deliveries, so that workers need not wait for their next sweep.
+
+A hint may be lost, doubled or late; PostgreSQL knows what is due. So nothing here ever raises or waits for long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import unquote
+from uuid import UUID
+
+import orjson
+import structlog
+from arq.connections import ArqRedis, RedisSettings
+from redis.asyncio import BlockingConnectionPool, Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
+from redis.exceptions import RedisError
+
+QUEUE = "hookwright:deliver"
+JOB = "deliver"
+MAX_IDS = 100  # deliveries a job; a larger fan-out is shared among workers
+EXPIRES_S = 600  # by then the sweep has long found them
+REST_S = 1.0  # after a failure, how long Redis is left alone
+TIMEOUT_S = 1.0
+# A worker whose clock is that far behind ours still sees a hint as due. Housekeeping, which arq queues by the worker's
+# clock, stands behind the hints of so long; with a backlog it may be that late, but partitions are made a week ahead.
+CLOCKS_APART_S = 2 * 3_600
+MAX_WAITING = 50_000  # deliveries; beyond that hints are dropped rather than piled up
+
+log = structlog.get_logger(__name__)
+
+
+def serialize(job: dict[str, Any]) -> bytes:
+    """arq's default is pickle, which would let whoever writes to Redis run code in a worker."""
+    return orjson.dumps(job, default=repr)
+
+
+def deserialize(text: bytes) -> dict[str, Any]:
+    job: dict[str, Any] = orjson.loads(text)
+    return job
+
+
+def connect(url: str, *, max_connections: int = 16) -> ArqRedis:
+    """A client that fails quickly: every operation ends within `TIMEOUT_S` or so."""
+    settings = RedisSettings.from_dsn(url)
+    options: dict[str, Any] = {
+        "db": settings.database,
+        "username": unquote(settings.username) if settings.username else None,  # arq leaves them as in the URL
+        "password": unquote(settings.password) if settings.password else None,
+        "socket_connect_timeout": TIMEOUT_S,
+        "socket_timeout": TIMEOUT_S,
+        "max_connections": max_connections,
+        "timeout": TIMEOUT_S,
+    }
+    kind: type[Connection] | type[UnixDomainSocketConnection]
+    if settings.unix_socket_path:
+        kind = UnixDomainSocketConnection
+        options["path"] = settings.unix_socket_path
+    else:
+        kind = SSLConnection if settings.ssl else Connection
+        options |= {"host": settings.host, "port": settings.port}
+        if settings.ssl:
+            options["ssl_check_hostname"] = True  # redis before 6 does not: anybody's valid certificate would do
+    pool: ConnectionPool = BlockingConnectionPool(connection_class=kind, **options)
+    return ArqRedis(pool_or_conn=pool, job_serializer=serialize, job_deserializer=deserialize, default_queue_name=QUEUE)
+
+
+class Hints:
+    """Sends hints in the background: while one job is being written, what comes in gathers for the next."""
+
+    def __init__(self, redis: ArqRedis) -> None:
+        self._redis = redis
+        self._waiting: deque[UUID] = deque()
+        self._sender: asyncio.Task[None] | None = None
+
+    def send(self, delivery_ids: Sequence[UUID]) -> None:
+        """Tells the workers of new deliveries, soon. Returns at once."""
+        if len(self._waiting) < MAX_WAITING:
+            self._waiting.extend(delivery_ids)
+        if self._sender is None or self._sender.done():
+            self._sender = asyncio.create_task(self._send_all())
+
+    async def _send_all(self) -> None:
+        while self._waiting:
+            batch = [self._waiting.popleft().hex for _ in range(min(MAX_IDS, len(self._waiting)))]
+            try:
+                await self._redis.enqueue_job(JOB, batch, _defer_by=-CLOCKS_APART_S, _expires=EXPIRES_S)
+            except (RedisError, OSError, TimeoutError) as error:
+                # Dropped, not kept: the sweep works from the same rows, and Redis may be away for long.
+                log.warning("hints were lost; the sweep will find their deliveries", error=repr(error))
+                self._waiting.clear()
+                await asyncio.sleep(REST_S)
+                self._waiting.clear()
+
+    async def close(self) -> None:
+        """Sends what waits, but not for longer than `TIMEOUT_S`."""
+        if self._sender is not None:
+            await asyncio.wait([self._sender], timeout=TIMEOUT_S)
+            self._sender.cancel()
+        await self._redis.aclose(close_connection_pool=True)

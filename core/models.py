@@ -1,0 +1,395 @@
+"""The tables. Migrations build the same schema step by step; a test holds the two equal.
+
+Events, deliveries and attempts are partitioned by the time inside their id, one partition a UTC day
+(`core.partitions`). They carry no foreign keys: the checks would cost more than the insert itself, and a partition
+could not be dropped alone. What they refer to is never deleted, only marked.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    SmallInteger,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlmodel import Field, SQLModel
+
+from core.states import DeadReason, DiscardReason, PendingReason, State
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+SQLModel.metadata.naming_convention = NAMING
+
+DAILY = {"postgresql_partition_by": "RANGE (id)"}
+
+
+class SubscriptionStatus(StrEnum):
+    ACTIVE = "active"
+    PAUSED = "paused"  # by a person: deliveries are held and sent on resume
+    DISABLED = "disabled"  # by the receiver (410): nothing is created or sent until resumed
+    DELETED = "deleted"  # kept for the history that refers to it
+
+
+class ReplayStatus(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+
+
+class ItemOutcome(StrEnum):
+    """What came of one delivery in a replay."""
+
+    WAITING = "waiting"  # not sent yet
+    SENT = "sent"  # handed to the workers; no attempt has ended
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"  # its last attempt failed; a later retry may still turn it into succeeded
+    SKIPPED = "skipped"  # its state or its subscription did not allow it
+
+
+def _one_of(column: str, values: type[StrEnum]) -> str:
+    return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
+
+
+def _id() -> Any:
+    return Column(Uuid, primary_key=True)
+
+
+def _uuid(*, nullable: bool = False, of: str | None = None) -> Any:
+    """A UUID; `of` names the table whose id it must be."""
+    references = [ForeignKey(f"{of}.id")] if of else []
+    return Column(Uuid, *references, nullable=nullable)
+
+
+def _time(*, nullable: bool = False, now: bool = False) -> Any:
+    return Column(DateTime(timezone=True), nullable=nullable, server_default=func.now() if now else None)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _text(*, nullable: bool = False, default: str | None = None) -> Any:
+    return Column(Text, nullable=nullable, server_default=text(f"'{default}'") if default is not None else None)
+
+
+def _json(*, nullable: bool = False) -> Any:
+    return Column(JSONB(none_as_null=True), nullable=nullable, server_default=None if nullable else text("'{}'"))
+
+
+def _texts() -> Any:
+    return Column(ARRAY(Text), nullable=False, server_default=text("'{}'"))
+
+
+def _integer(default: int, kind: Any = Integer) -> Any:
+    return Column(kind, nullable=False, server_default=text(str(default)))
+
+
+class Organization(SQLModel, table=True):
+    """A tenant; owns everything below it."""
+
+    __tablename__ = "organizations"
+    __table_args__ = (CheckConstraint("length(name) BETWEEN 1 AND 200", name="name"),)
+
+    id: UUID = Field(sa_column=_id())
+    name: str = Field(sa_column=_text())
+    # Raised by every change to a subscription of this organization; acceptance compares it with what it has cached.
+    subscriptions_version: int = Field(default=0, sa_column=_integer(0, BigInteger))
+    version: int = Field(default=1, sa_column=_integer(1))
+    created_at: datetime = Field(default_factory=_now, sa_column=_time(now=True))
+    updated_at: datetime = Field(default_factory=_now, sa_column=_time(now=True))
+
+
+class ApiKey(SQLModel, table=True):
+    """A credential. The key itself is shown once; a keyed hash of it is stored."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (
+        UniqueConstraint("prefix"),
+        Index(None, "organization_id", "id"),
+    )
+
+    id: UUID = Field(sa_column=_id())
+    organization_id: UUID | None = Field(
+        default=None, sa_column=_uuid(nullable=True, of="organizations")
+    )  # none: a platform key
+    name: str = Field(sa_column=_text())
+    prefix: str = Field(sa_column=_text())  # the first characters of the key: what lists show and look-ups use
+    hash: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    hash_key_id: bytes = Field(sa_column=Column(LargeBinary, nullable=False))  # which secret key made the hash
+    scopes: list[str] = Field(sa_column=_texts())
+    created_at: datetime = Field(default_factory=_now, sa_column=_time(now=True))
+    last_used_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
+    revoked_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
+
+
+class EventType(SQLModel, table=True):
+    """A catalogue entry: what a producer says about a kind of event."""
+
+    __tablename__ = "event_types"
+    __table_args__ = (UniqueConstraint("organization_id", "name"),)
+
+    id: UUID = Field(sa_column=_id())
+    organization_id: UUID = Field(sa_column=_uuid(of="organizations"))
+    name: str = Field(sa_column=_text())
+    description: str = Field(default="", sa_column=_text(default=""))
+    schema_: dict[str, Any] | None = Field(default=None, sa_column=Column("schema", JSONB(none_as_null=True)))
+    example: dict[str, Any] | None = Field(default=None, sa_column=_json(nullable=True))
+    created_at: datetime = Field(default_factory=_now, sa_column=_time(now=True))
+
+
+class Subscription(SQLModel, table=True):
+    """A URL plus what it wants to hear, how it is signed and how it is retried."""
+
+    __tablename__ = "subscriptions"
+    __table_args__ = (
+        CheckConstraint(_one_of("status", SubscriptionStatus), name="status"),
+        CheckConstraint("timeout_ms BETWEEN 1000 AND 30000", name="timeout_ms"),
+        CheckConstraint("cardinality(events) > 0", name="events"),
+        Index(None, "organization_id", "id"),
+        Index("ix_subscriptions_unsettled", "id", postgresql_where=text("NOT settled")),
+    )
+
+    id: UUID = Field(sa_column=_id())
+    organization_id: UUID = Field(sa_column=_uuid(of="organizations"))
+    url: str = Field(sa_column=_text())
+    events: list[str] = Field(sa_column=_texts())
+    filters: dict[str, Any] = Field(default_factory=dict, sa_column=_json())
+    authentication_type: str = Field(default="standard", sa_column=_text(default="standard"))
+    payload_format: str = Field(default="default", sa_column=_text(default="default"))
+    retry_policy: dict[str, Any] | None = Field(default=None, sa_column=_json(nullable=True))  # none: the default
+    headers: bytes | None = Field(default=None, sa_column=Column(LargeBinary))  # sealed JSON object
+    timeout_ms: int = Field(default=15_000, sa_column=_integer(15_000))
+    description: str = Field(default="", sa_column=_text(default=""))
+    metadata_: dict[str, Any] = Field(
+        default_factory=dict, sa_column=Column("metadata", JSONB, nullable=False, server_default=text("'{}'"))
+    )
+    branch_id: str | None = Field(default=None, sa_column=_text(nullable=True))
+    status: str = Field(default=SubscriptionStatus.ACTIVE, sa_column=_text(default="active"))
+    status_reason: str | None = Field(default=None, sa_column=_text(nullable=True))
+    # False: its last change of status left deliveries to release or to discard (core.settling).
+    settled: bool = Field(default=True, sa_column=Column(Boolean, nullable=False, server_default=text("true")))
+    version: int = Field(default=1, sa_column=_integer(1))
+    created_at: datetime = Field(default_factory=_now, sa_column=_time(now=True))
+    updated_at: datetime = Field(default_factory=_now, sa_column=_time(now=True))
+
+
+class SubscriptionSecret(SQLModel, table=True):
+    """One signing secret. The one that never expires is current; the others live through their grace period."""
+
+    __tablename__ = "subscription_secrets"
+    __table_args__ = (
+        Index(
+            "uq_subscription_secrets_current",
+            "subscription_id",
+            unique=True,
+            postgresql_where=text("expires_at IS NULL"),
+        ),
+        Index(None, "subscription_id", "id"),
+    )
+
+    id: UUID = Field(sa_column=_id())
+    subscription_id: UUID = Field(sa_column=_uuid(of="subscriptions"))
+    sealed: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    created_at: datetime = Field(default_factory=_now, sa_column=_time(now=True))
+    expires_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
+
+
+class Event(SQLModel, table=True):
+    """One accepted message. `payload` is the exact body of the default format; its time of acceptance is in its id."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index(None, "organization_id", "id"), DAILY)
+
+    id: UUID = Field(sa_column=_id())
+    organization_id: UUID = Field(sa_column=_uuid())
+    event_type: str = Field(sa_column=_text())
+    occurred_at: datetime = Field(sa_column=_time())
+    external_id: str | None = Field(default=None, sa_column=_text(nullable=True))  # the producer's own `event_id`
+    branch_id: str | None = Field(default=None, sa_column=_text(nullable=True))
+    metadata_: str | None = Field(default=None, sa_column=Column("metadata", Text))  # JSON text, never queried
+    payload: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    data_at: int = Field(sa_column=Column(Integer, nullable=False))  # `data` is payload[data_at:-1]
+    matched_subscriptions: int = Field(sa_column=Column(Integer, nullable=False))
+    only_for: UUID | None = Field(default=None, sa_column=_uuid(nullable=True))  # a test event's one subscription
+
+
+class EventKey(SQLModel, table=True):
+    """Which event a producer's own `event_id` became: the same id again is the same event."""
+
+    __tablename__ = "event_keys"
+    __table_args__ = (Index(None, "event_id"),)
+
+    organization_id: UUID = Field(sa_column=_id())
+    external_id: str = Field(sa_column=Column(Text, primary_key=True))
+    event_id: UUID = Field(sa_column=_uuid())
+
+
+class Delivery(SQLModel, table=True):
+    """One event for one subscription. Written by `core.deliveries` alone."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (
+        CheckConstraint(_one_of("state", State), name="state"),
+        CheckConstraint("(state = 'sending') = (lease_token IS NOT NULL)", name="lease"),
+        # Held deliveries (paused) have no due time; everything else that is unfinished has one.
+        CheckConstraint(
+            "(due_at IS NOT NULL) = (state = 'sending' OR (state = 'pending' AND reason <> 'paused'))",
+            name="due",
+        ),
+        CheckConstraint(
+            "CASE state"
+            f" WHEN 'pending' THEN reason IS NOT NULL AND {_one_of('reason', PendingReason)}"
+            f" WHEN 'dead' THEN reason IS NOT NULL AND {_one_of('reason', DeadReason)}"
+            f" WHEN 'discarded' THEN reason IS NOT NULL AND {_one_of('reason', DiscardReason)}"
+            " ELSE reason IS NULL END",
+            name="reason",
+        ),
+        Index(None, "organization_id", "id"),
+        Index(None, "subscription_id", "id"),
+        Index("ix_deliveries_due", "due_at", postgresql_where=text("state IN ('pending', 'sending')")),
+        Index(
+            "ix_deliveries_held",
+            "subscription_id",
+            "id",
+            postgresql_where=text("state = 'pending' AND reason = 'paused'"),
+        ),
+        Index("ix_deliveries_dead", "organization_id", "id", postgresql_where=text("state = 'dead'")),
+        Index(
+            "ix_deliveries_dead_subscription",
+            "subscription_id",
+            "id",
+            postgresql_where=text("state = 'dead'"),
+        ),
+        Index("ix_deliveries_replay", "replay_id", "id", postgresql_where=text("replay_id IS NOT NULL")),
+        DAILY,
+    )
+
+    id: UUID = Field(sa_column=_id())
+    organization_id: UUID = Field(sa_column=_uuid())
+    subscription_id: UUID = Field(sa_column=_uuid())
+    event_id: UUID = Field(sa_column=_uuid())
+    event_type: str = Field(sa_column=_text())
+    state: str = Field(sa_column=_text())
+    reason: str | None = Field(default=None, sa_column=_text(nullable=True))
+    due_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))  # sending: when the lease ends
+    lease_token: UUID | None = Field(default=None, sa_column=_uuid(nullable=True))
+    series: int = Field(default=0, sa_column=_integer(0, SmallInteger))  # raised by every replay
+    attempt_count: int = Field(default=0, sa_column=_integer(0, SmallInteger))  # within the series
+    replay_id: UUID | None = Field(default=None, sa_column=_uuid(nullable=True))
+    status_code: int | None = Field(default=None, sa_column=Column(SmallInteger))  # of the last attempt, like error_*
+    error_kind: str | None = Field(default=None, sa_column=_text(nullable=True))
+    error_message: str | None = Field(default=None, sa_column=_text(nullable=True))
+    created_at: datetime = Field(default_factory=_now, sa_column=_time(now=True))
+    updated_at: datetime = Field(default_factory=_now, sa_column=_time(now=True))
+
+
+class Attempt(SQLModel, table=True):
+    """One HTTP try of a delivery. Only ever added to."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (Index(None, "delivery_id", "id"), DAILY)
+
+    id: UUID = Field(sa_column=_id())
+    delivery_id: UUID = Field(sa_column=_uuid())
+    organization_id: UUID = Field(sa_column=_uuid())
+    series: int = Field(sa_column=Column(SmallInteger, nullable=False))
+    number: int = Field(sa_column=Column(SmallInteger, nullable=False))  # from 1 within the series
+    replay_id: UUID | None = Field(default=None, sa_column=_uuid(nullable=True))
+    started_at: datetime = Field(sa_column=_time())
+    duration_ms: int = Field(sa_column=Column(Integer, nullable=False))
+    status_code: int | None = Field(default=None, sa_column=Column(SmallInteger))
+    error_kind: str | None = Field(default=None, sa_column=_text(nullable=True))
+    error_message: str | None = Field(default=None, sa_column=_text(nullable=True))
+    url: str = Field(sa_column=_text())
+    request_headers: str = Field(sa_column=_text())  # JSON list of pairs, custom values masked
+    response_headers: str | None = Field(default=None, sa_column=_text(nullable=True))  # JSON list of pairs
+    response_body: bytes | None = Field(default=None, sa_column=Column(LargeBinary))  # the first 4 KiB
+
+
+class Replay(SQLModel, table=True):
+    """A durable bulk job that sends chosen deliveries again."""
+
+    __tablename__ = "replays"
+    __table_args__ = (
+        CheckConstraint(_one_of("status", ReplayStatus), name="status"),
+        CheckConstraint("rate_per_second BETWEEN 1 AND 10000", name="rate_per_second"),
+        Index(None, "organization_id", "id"),
+        Index("ix_replays_unfinished", "id", postgresql_where=text("status IN ('queued', 'running')")),
+    )
+
+    id: UUID = Field(sa_column=_id())
+    organization_id: UUID = Field(sa_column=_uuid(of="organizations"))
+    filters: dict[str, Any] = Field(default_factory=dict, sa_column=_json())
+    rate_per_second: int = Field(sa_column=Column(Integer, nullable=False))
+    status: str = Field(sa_column=_text())
+    total: int = Field(default=0, sa_column=_integer(0))
+    sent: int = Field(default=0, sa_column=_integer(0))
+    succeeded: int = Field(default=0, sa_column=_integer(0))
+    failed: int = Field(default=0, sa_column=_integer(0))
+    skipped: int = Field(default=0, sa_column=_integer(0))
+    created_by: str = Field(default="", sa_column=_text(default=""))
+    created_at: datetime = Field(default_factory=_now, sa_column=_time(now=True))
+    started_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
+    finished_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
+    # Up to when the rate has been spent: a tick sends what the time since then allows.
+    paced_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
+
+
+class ReplayItem(SQLModel, table=True):
+    """One delivery of a replay's frozen selection."""
+
+    __tablename__ = "replay_items"
+    __table_args__ = (
+        CheckConstraint(_one_of("outcome", ItemOutcome), name="outcome"),
+        Index(
+            "ix_replay_items_open",
+            "replay_id",
+            "delivery_id",
+            postgresql_where=text("outcome IN ('waiting', 'sent')"),
+        ),
+        Index(None, "delivery_id"),  # retention forgets the items of deliveries that it dropped
+    )
+
+    replay_id: UUID = Field(sa_column=_id())
+    delivery_id: UUID = Field(sa_column=_id())
+    outcome: str = Field(default=ItemOutcome.WAITING, sa_column=_text(default="waiting"))
+
+
+class IdempotencyKey(SQLModel, table=True):
+    """The first answer to a POST that carried an `Idempotency-Key`, kept for 24 hours."""
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (Index(None, "created_at"),)
+
+    organization_id: UUID = Field(sa_column=_id())
+    route: str = Field(sa_column=Column(Text, primary_key=True))  # method and path
+    key: str = Field(sa_column=Column(Text, primary_key=True))
+    body_hash: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    response: bytes = Field(sa_column=Column(LargeBinary, nullable=False))  # sealed: it may show a secret once
+    created_at: datetime = Field(default_factory=_now, sa_column=_time(now=True))

@@ -1,0 +1,153 @@
+"""Daily partitions of events, deliveries and attempts: made ahead, dropped by retention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import structlog
+
+from core import ids
+from core.database import Database
+
+TABLES = ("events", "deliveries", "attempts")
+DAYS_AHEAD = 7
+DROP_LOCK_TIMEOUT_MS = 500
+_LOCK = 0x686F6F6B  # "hook": one process at a time changes partitions
+
+log = structlog.get_logger(__name__)
+
+
+def name_of(table: str, day: date) -> str:
+    """`deliveries_p20260128`"""
+    return f"{table}_p{day:%Y%m%d}"
+
+
+def day_in(name: str) -> date | None:
+    """The day in a partition's name; None when the name is not one of ours."""
+    try:
+        return datetime.strptime(name.rpartition("_p")[2], "%Y%m%d").replace(tzinfo=UTC).date()
+    except ValueError:
+        return None
+
+
+def is_missing(error: asyncpg.CheckViolationError) -> bool:
+    """Whether a row had no partition to go to. PostgreSQL has no code of its own for that, and its words depend on
+    `lc_messages`; but of a constraint that was violated it gives the name, and here there is none."""
+    return not error.constraint_name
+
+
+async def ensure(driver: Any, days: Iterable[date]) -> None:
+    """Creates the partitions of `days` that are missing, while everybody else goes on reading and writing.
+
+    Made alone and then attached: CREATE TABLE … PARTITION OF would wait for every transaction that has so much as
+    looked at the table, and all others would wait behind it.
+    """
+    async with driver.transaction():
+        await driver.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+        present = {row["relname"] for row in await driver.fetch(_PARTITIONS, list(TABLES))}
+        for day in sorted(set(days)):
+            low, high = ids.day_bounds(day)
+            for table in TABLES:
+                name = name_of(table, day)
+                if name not in present:
+                    await driver.execute(f"CREATE TABLE {name} (LIKE {table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS)")
+                    await driver.execute(
+                        f"ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ('{low}') TO ('{high}')"
+                    )
+
+
+def days_ahead(today: date) -> list[date]:
+    """Yesterday (for clocks that lag) up to a week ahead."""
+    return [today + timedelta(days=n) for n in range(-1, DAYS_AHEAD + 1)]
+
+
+async def ensure_ahead(database: Database, today: date) -> None:
+    """What the hourly cron job and the migration command do."""
+    async with database.driver() as driver:
+        await ensure(driver, days_ahead(today))
+
+
+async def drop_expired(database: Database, today: date, retention_days: int) -> list[date]:
+    """Drops every day older than `retention_days` that holds no unfinished delivery. Returns the days dropped.
+
+    A delivery lives in the partition of its event's day, so one look at the deliveries of a day answers for its
+    events too. Attempts are partitioned by their own day and drop with it.
+    """
+    dropped: list[date] = []
+    kept: list[date] = []
+    end = today - timedelta(days=retention_days)
+    async with database.driver() as driver:
+        names = [row["relname"] for row in await driver.fetch(_PARTITIONS, list(TABLES))]
+        for day in sorted({day for day in map(day_in, names) if day is not None and day < end}):
+            present = [name for table in TABLES if (name := name_of(table, day)) in names]
+            (dropped if await _drop_day(driver, day, present) else kept).append(day)
+        oldest = min([*kept, end])
+        await _forget(driver, UUID(int=0), ids.day_bounds(oldest)[0])  # what a day dropped before has left
+    return dropped
+
+
+async def _drop_day(driver: Any, day: date, present: Sequence[str]) -> bool:
+    holds = name_of("deliveries", day) if name_of("deliveries", day) in present else None
+    try:
+        if holds and await driver.fetchval(_UNFINISHED.format(holds)):
+            log.warning("partition kept past retention: it holds unfinished deliveries", day=str(day))
+            return False
+        # Before the drop, and without its locks: once an `event_id` is forgotten, it may come again as a new event.
+        await _forget(driver, *ids.day_bounds(day))
+        async with driver.transaction():
+            await driver.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+            # While this waits for the transactions before it, all others wait behind it: so not for long.
+            await driver.execute(f"SET LOCAL lock_timeout = '{DROP_LOCK_TIMEOUT_MS}ms'")
+            await driver.execute(f"LOCK TABLE ONLY {', ONLY '.join(TABLES)} IN ACCESS EXCLUSIVE MODE")
+            # Again: a replay may have turned a finished delivery of this day into a pending one.
+            if holds and await driver.fetchval(_UNFINISHED.format(holds)):
+                return False
+            for name in present:
+                await driver.execute(f"DROP TABLE {name}")
+    except asyncpg.LockNotAvailableError:
+        log.warning("partition kept for now: its table is busy", day=str(day))
+        return False
+    except asyncpg.UndefinedTableError:  # another process was quicker
+        return False
+    return True
+
+
+async def _forget(driver: Any, low: UUID, high: UUID) -> None:
+    """Deletes what refers to events and deliveries from `low` up to `high`, `BULK` rows a statement."""
+    for statement in (_FORGET_KEYS, _FORGET_ITEMS):
+        while await driver.fetchval(statement, low, high, BULK) == BULK:
+            pass
+
+
+_PARTITIONS = """
+SELECT child.relname
+FROM pg_inherits JOIN pg_class child ON child.oid = inhrelid JOIN pg_class parent ON parent.oid = inhparent
+WHERE parent.relname = ANY($1) AND parent.relnamespace = current_schema()::regnamespace
+"""
+_UNFINISHED = "SELECT EXISTS (SELECT FROM {} WHERE state IN ('pending', 'sending'))"
+
+BULK = 10_000
+_FORGET_KEYS = """
+WITH gone AS (
+    DELETE FROM event_keys WHERE ctid = ANY(ARRAY(
+        SELECT ctid FROM event_keys WHERE event_id >= $1 AND event_id < $2 LIMIT $3
+    )) RETURNING 1
+)
+SELECT count(*) FROM gone
+"""
+# What a replay that goes on has not sent yet stays: its next step finds no delivery and counts it as skipped.
+_FORGET_ITEMS = """
+WITH gone AS (
+    DELETE FROM replay_items WHERE ctid = ANY(ARRAY(
+        SELECT item.ctid FROM replay_items item JOIN replays replay ON replay.id = item.replay_id
+        WHERE item.delivery_id >= $1 AND item.delivery_id < $2
+          AND (item.outcome NOT IN ('waiting', 'sent') OR replay.status IN ('completed', 'cancelled'))
+        LIMIT $3
+    )) RETURNING 1
+)
+SELECT count(*) FROM gone
+"""

@@ -1,0 +1,269 @@
+"""Replays: durable bulk jobs that send chosen deliveries again, at a rate, and can be paused and cancelled.
+
+The selection is frozen when the replay is created: one row per delivery in `replay_items`. Workers advance every
+running replay once a second (`tick`), each step one transaction, so a restart goes on where the last step ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import structlog
+from sqlalchemy import Uuid, bindparam, func, insert
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from core import deliveries, ids, selection
+from core.database import Database, driver_of, spares_others
+from core.errors import Conflict, NotFound, ValidationFailed
+from core.models import Delivery, Replay, ReplayItem, ReplayStatus
+
+log = structlog.get_logger(__name__)
+
+MAX_SELECTION = 100_000  # what is surely frozen within the time of one call, on a busy machine too
+DEFAULT_RATE, MAX_RATE = 50, 10_000
+# A worker that was away does not make up for it with a flood: a step sends at most what this time allows, or two
+# intervals of ticks where those are longer.
+MAX_STEP_S = 2.0
+
+# operation → (statuses that allow it, status afterwards)
+OPERATIONS: Mapping[str, tuple[frozenset[ReplayStatus], ReplayStatus]] = {
+    "pause": (frozenset({ReplayStatus.QUEUED, ReplayStatus.RUNNING}), ReplayStatus.PAUSED),
+    "resume": (frozenset({ReplayStatus.PAUSED}), ReplayStatus.RUNNING),
+    "cancel": (
+        frozenset({ReplayStatus.QUEUED, ReplayStatus.RUNNING, ReplayStatus.PAUSED}),
+        ReplayStatus.CANCELLED,
+    ),
+}
+
+
+class Group:
+    """How many of a selection share a subscription and an error."""
+
+    def __init__(self, subscription_id: UUID, error_kind: str | None, count: int) -> None:
+        self.subscription_id, self.error_kind, self.count = subscription_id, error_kind, count
+
+
+def freeze(filters: Mapping[str, Any]) -> dict[str, Any]:
+    """`filters` with their defaults spelled out: dead letters, up to now. Posted again, they choose no newer ones."""
+    now = datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
+    return {"status": "dead", "created_before": now, **filters}
+
+
+async def preview(session: AsyncSession, organization_id: UUID, filters: Mapping[str, Any]) -> list[Group]:
+    """Exact counts of what `filters` choose now. Raises `ValidationFailed` on a wrong filter."""
+    query = (
+        select(col(Delivery.subscription_id), col(Delivery.error_kind), func.count())
+        .where(*selection.conditions(organization_id, filters))
+        .group_by(col(Delivery.subscription_id), col(Delivery.error_kind))
+        .order_by(func.count().desc())
+    )
+    return [Group(*row) for row in (await session.exec(query)).all()]
+
+
+async def create(
+    session: AsyncSession,
+    organization_id: UUID,
+    filters: Mapping[str, Any],
+    *,
+    rate_per_second: int,
+    created_by: str,
+) -> tuple[Replay, list[Group]]:
+    """Freezes the selection and queues the job. Raises `ValidationFailed` on a wrong filter or too large a choice."""
+    if not 1 <= rate_per_second <= MAX_RATE:
+        raise ValidationFailed.of("rate_per_second", f"Must be from 1 to {MAX_RATE}")
+    conditions = selection.conditions(organization_id, filters)
+    replay_id = ids.new_id()
+    groups = await _freeze_items(session, replay_id, conditions)
+    total = sum(group.count for group in groups)
+    if total > MAX_SELECTION:
+        raise ValidationFailed.of(
+            "filters",
+            f"They choose more than {MAX_SELECTION} deliveries; narrow them, by created_before perhaps, and replay in"
+            " steps. A dry_run counts any number",
+        )
+    replay = Replay(
+        id=replay_id,
+        organization_id=organization_id,
+        filters=dict(filters),
+        rate_per_second=rate_per_second,
+        status=ReplayStatus.QUEUED,
+        total=total,
+        created_by=created_by,
+    )
+    if total == 0:
+        replay.status, replay.finished_at = ReplayStatus.COMPLETED, datetime.now(UTC)
+    session.add(replay)
+    await session.flush()
+    return replay, groups
+
+
+async def _freeze_items(
+    session: AsyncSession, replay_id: UUID, conditions: Sequence[selection.Condition]
+) -> list[Group]:
+    """Stores the items and counts them, in one statement and so at one moment. One too many is enough to know."""
+    chosen = (
+        select(col(Delivery.id), col(Delivery.subscription_id), col(Delivery.error_kind))
+        .where(*conditions)
+        .limit(MAX_SELECTION + 1)
+        .cte("chosen")
+    )
+    items = select(bindparam("replay", replay_id, Uuid), chosen.c.id)
+    stored = insert(ReplayItem).from_select(["replay_id", "delivery_id"], items).cte("stored")
+    query = (
+        select(chosen.c.subscription_id, chosen.c.error_kind, func.count())
+        .group_by(chosen.c.subscription_id, chosen.c.error_kind)
+        .order_by(func.count().desc())
+        .add_cte(stored)
+    )
+    return [Group(*row) for row in (await session.exec(query)).all()]
+
+
+async def replay_one(session: AsyncSession, organization_id: UUID, delivery_id: UUID, *, created_by: str) -> Replay:
+    """Sends one delivery again at once. Raises `NotFound`, or `Conflict` when its state or subscription forbids it."""
+    replay = Replay(
+        id=ids.new_id(),
+        organization_id=organization_id,
+        filters={"ids": [ids.show(ids.DELIVERY, delivery_id)]},
+        rate_per_second=1,
+        status=ReplayStatus.RUNNING,
+        total=1,
+        created_by=created_by,
+        started_at=datetime.now(UTC),
+    )
+    session.add(replay)
+    session.add(ReplayItem(replay_id=replay.id, delivery_id=delivery_id))
+    await session.flush()
+    driver = await driver_of(session)
+    owned = "SELECT 1 FROM deliveries WHERE id = $1 AND organization_id = $2"
+    if not await driver.fetchval(owned, delivery_id, organization_id):
+        raise await deliveries.refusal(driver, "replay", organization_id, delivery_id)
+    if not await deliveries.replay(driver, [delivery_id], replay.id):
+        raise await _why_not(driver, organization_id, delivery_id)
+    await session.refresh(replay)
+    return replay
+
+
+async def _why_not(driver: Any, organization_id: UUID, delivery_id: UUID) -> NotFound | Conflict:
+    status = await driver.fetchval(
+        "SELECT s.status FROM subscriptions s JOIN deliveries d ON d.subscription_id = s.id WHERE d.id = $1",
+        delivery_id,
+    )
+    if status in {"active", "paused"}:
+        return await deliveries.refusal(driver, "replay", organization_id, delivery_id)
+    hint = "; resume it first" if status == "disabled" else ""
+    return Conflict(f"Its subscription is {status}, so nothing can be sent to it{hint}")
+
+
+async def get(session: AsyncSession, organization_id: UUID, replay_id: UUID, *, lock: bool = False) -> Replay:
+    """Raises `NotFound` when there is none in this organization."""
+    query = select(Replay).where(Replay.id == replay_id, Replay.organization_id == organization_id)
+    found = (await session.exec(query.with_for_update() if lock else query)).one_or_none()
+    if found is None:
+        raise NotFound(f"There is no replay {ids.show(ids.REPLAY, replay_id)}")
+    return found
+
+
+async def operate(session: AsyncSession, organization_id: UUID, replay_id: UUID, operation: str) -> Replay:
+    """Applies `pause`, `resume` or `cancel`. What was sent stays sent. Raises `NotFound` or `Conflict`."""
+    replay = await get(session, organization_id, replay_id, lock=True)
+    allowed, after = OPERATIONS[operation]
+    if replay.status not in allowed:
+        raise Conflict(
+            f"A replay that is {replay.status} can't be put to {operation}; it must be: {', '.join(sorted(allowed))}",
+            details={"status": replay.status, "allowed": sorted(allowed)},
+        )
+    replay.status = after
+    replay.paced_at = None  # the time it stood still is not made up for
+    if after is ReplayStatus.CANCELLED:
+        replay.finished_at = datetime.now(UTC)
+    session.add(replay)
+    return replay
+
+
+# --- advancing -----------------------------------------------------------------------------------------------------
+
+
+async def tick(database: Database, interval_s: float = 1.0) -> list[UUID]:
+    """Takes every running replay one step further. Returns the deliveries that are now due. `interval_s`: the time
+    between two calls.
+
+    Workers share the work: a replay that another one is advancing is passed over. One that fails does not hold up
+    the others.
+    """
+    async with database.driver() as driver:
+        running = [row["id"] for row in await driver.fetch(_RUNNING)]
+    due: list[UUID] = []
+    for replay_id in running:
+        try:
+            async with database.driver() as driver, driver.transaction():
+                sent = await _step(driver, replay_id, max(MAX_STEP_S, 2 * interval_s))
+        except _Steered:
+            continue
+        except Exception as error:
+            if not spares_others(error):
+                raise
+            log.exception("a replay could not be advanced; it is tried again", replay=ids.show(ids.REPLAY, replay_id))
+            continue
+        due += sent
+    return due
+
+
+class _Steered(Exception):
+    """It was paused or cancelled while we advanced it: nothing of this step counts."""
+
+
+async def _step(driver: Any, replay_id: UUID, max_s: float) -> list[UUID]:
+    # An advisory lock keeps other workers off. The row itself is locked last, by the counters: see replay_items.
+    if not await driver.fetchval(_TRY_LOCK, str(replay_id)):
+        return []
+    replay = await driver.fetchrow(_PACING, replay_id)  # a statement of its own: it sees the last step, which is over
+    if replay is None:
+        return []
+    rate, elapsed_s = replay["rate_per_second"], min(replay["elapsed_s"], max_s)
+    allowed = int(rate * elapsed_s)
+    if allowed < 1:
+        return []  # too soon: the time keeps counting from the last step
+    chosen = [row["delivery_id"] for row in await driver.fetch(_WAITING, replay_id, allowed)]
+    moved = await deliveries.replay(driver, chosen, replay_id) if chosen else set()
+    is_open = await driver.fetchval(_OPEN, replay_id)
+    if chosen or not is_open:
+        left_s = elapsed_s - allowed / rate  # a fraction of a delivery's time, saved for the next step
+        if await driver.fetchval(_PACE if is_open else _COMPLETE, replay_id, left_s) is None:
+            raise _Steered
+    return [one for one in chosen if one in moved]
+
+
+# Those that have something waiting, or nothing open any more. The others wait for the outcomes of what they sent.
+_RUNNING = """
+SELECT id FROM replays
+WHERE status IN ('queued', 'running') AND (sent + skipped < total OR succeeded + failed + skipped >= total)
+ORDER BY id
+"""
+_TRY_LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended('replay ' || $1, 0))"
+_PACING = """
+SELECT rate_per_second,
+    extract(epoch FROM now() - coalesce(paced_at, now() - interval '1 second'))::float8 AS elapsed_s
+FROM replays WHERE id = $1 AND status IN ('queued', 'running')
+"""
+_WAITING = """
+SELECT delivery_id FROM replay_items
+WHERE replay_id = $1 AND outcome = 'waiting' ORDER BY delivery_id LIMIT $2
+"""
+_OPEN = "SELECT EXISTS (SELECT FROM replay_items WHERE replay_id = $1 AND outcome IN ('waiting', 'sent'))"
+_PACE = """
+UPDATE replays
+SET status = 'running', started_at = coalesce(started_at, now()), paced_at = now() - make_interval(secs => $2)
+WHERE id = $1 AND status IN ('queued', 'running')
+RETURNING id
+"""
+_COMPLETE = """
+UPDATE replays
+SET status = 'completed', started_at = coalesce(started_at, now()), paced_at = now() - make_interval(secs => $2),
+    finished_at = now()
+WHERE id = $1 AND status IN ('queued', 'running')
+RETURNING id
+"""

@@ -1,0 +1,134 @@
+"""Choosing deliveries: the one set of filters that the list, a replay and its preview share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement
+from sqlmodel import col
+
+from core import ids
+from core.errors import ValidationFailed
+from core.failures import ErrorKind
+from core.models import Delivery
+from core.states import DeadReason, DiscardReason, PendingReason, State
+
+MAX_IDS = 1_000
+REASONS = tuple(str(one) for kind in (PendingReason, DeadReason, DiscardReason) for one in kind)
+
+Condition = ColumnElement[bool]
+
+
+def conditions(organization_id: UUID, filters: Mapping[str, Any]) -> list[Condition]:
+    """The SQL conditions for `filters`, which may name:
+
+    `status`, `error` (comma-separated or a list), `reason`, `status_code`, `subscription_id`, `event_id`,
+    `event_type`, `replay_id`, `ids` (a list of delivery ids), `created_after` and `created_before` (ISO 8601).
+
+    Raises `ValidationFailed` that names an unknown filter or a wrong value.
+    """
+    found: list[Condition] = [col(Delivery.organization_id) == organization_id]
+    faults: dict[str, list[str]] = {}
+    for name, value in filters.items():
+        build = _FILTERS.get(name)
+        if build is None:
+            faults[f"filters.{name}"] = [f"There is no such filter; there are: {', '.join(sorted(_FILTERS))}"]
+            continue
+        try:
+            found.append(build(value))
+        except (ValueError, ValidationFailed) as error:
+            said = error.message if isinstance(error, ValidationFailed) else str(error)
+            faults[f"filters.{name}"] = [said]
+    if faults:
+        raise ValidationFailed(details=faults)
+    return found
+
+
+def words(value: Any) -> list[str]:
+    """`"a,b"` or `["a", "b"]` as a list. Raises ValueError on anything else."""
+    if isinstance(value, str):
+        return [word.strip() for word in value.split(",") if word.strip()]
+    if isinstance(value, Sequence) and all(isinstance(one, str) for one in value):
+        return list(value)
+    raise ValueError("Must be text, or a list of texts")
+
+
+_YEARS = "Must be a time between the years 1970 and 9000"
+
+
+def moment(value: Any) -> datetime:
+    """An ISO 8601 time with its zone, in UTC. Raises ValueError."""
+    if not isinstance(value, str):
+        raise ValueError("Must be an ISO 8601 time, as 2026-01-28T10:15:00Z")  # noqa: TRY004 - one error for callers
+    try:
+        parsed = datetime.fromisoformat(value)
+    except ValueError:
+        raise ValueError("Must be an ISO 8601 time, as 2026-01-28T10:15:00Z") from None
+    if not value.isprintable():  # fromisoformat overlooks a NUL at the end
+        raise ValueError("Must be an ISO 8601 time, as 2026-01-28T10:15:00Z")
+    if parsed.tzinfo is None:
+        raise ValueError("Must carry a time zone: add Z for UTC")
+    try:
+        parsed = parsed.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(_YEARS) from None
+    if not 1970 <= parsed.year < 9000:
+        raise ValueError(_YEARS)
+    return parsed
+
+
+def _among(value: Any, known: Sequence[str]) -> list[str]:
+    chosen = set(words(value))
+    if not chosen or chosen - set(known):
+        raise ValueError(f"Must be among: {', '.join(known)}")
+    return sorted(chosen)
+
+
+def _id(prefix: str, value: Any) -> UUID:
+    if not isinstance(value, str):
+        raise ValueError(f"Must be an id that begins with {prefix}_")  # noqa: TRY004 - one error for callers
+    return ids.parse(prefix, value)
+
+
+def _ids(value: Any) -> Condition:
+    chosen = [_id(ids.DELIVERY, one) for one in words(value)]
+    if not 1 <= len(chosen) <= MAX_IDS:
+        raise ValueError(f"Must list 1 to {MAX_IDS} delivery ids")
+    return col(Delivery.id).in_(chosen)
+
+
+def _of_event(value: Any) -> Condition:
+    event_id = _id(ids.EVENT, value)
+    low, high = ids.family_bounds(event_id)
+    return (col(Delivery.id).between(low, high)) & (col(Delivery.event_id) == event_id)
+
+
+def _status_code(value: Any) -> Condition:
+    text = str(value)
+    if not (text.isascii() and text.isdigit() and len(text) == 3):
+        raise ValueError("Must be an HTTP status of three digits")
+    return col(Delivery.status_code) == int(text)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or "\0" in value or len(value) > 256:
+        raise ValueError("Must be text of at most 256 characters")
+    return value
+
+
+_FILTERS: Mapping[str, Callable[[Any], Condition]] = {
+    "status": lambda value: col(Delivery.state).in_(_among(value, tuple(State))),
+    "error": lambda value: col(Delivery.error_kind).in_(_among(value, tuple(ErrorKind))),
+    "reason": lambda value: col(Delivery.reason).in_(_among(value, REASONS)),
+    "status_code": _status_code,
+    "subscription_id": lambda value: col(Delivery.subscription_id) == _id(ids.SUBSCRIPTION, value),
+    "event_id": _of_event,
+    "event_type": lambda value: col(Delivery.event_type) == _text(value),
+    "replay_id": lambda value: col(Delivery.replay_id) == _id(ids.REPLAY, value),
+    "ids": _ids,
+    "created_after": lambda value: col(Delivery.id) >= ids.lowest_at(moment(value)),
+    "created_before": lambda value: col(Delivery.id) < ids.lowest_at(moment(value)),
+}

@@ -1,0 +1,50 @@
+"""Real PostgreSQL and Valkey for the whole run; a fresh database, from a migrated template, for every test."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from core import schema
+from core.database import Database
+from tests.services import Services
+
+
+@pytest.fixture(scope="session")
+def services() -> Iterator[Services]:
+    services = Services()
+    services.start()
+    yield services
+    services.stop()
+
+
+@pytest.fixture(scope="session")
+def template(services: Services) -> str:
+    """The URL of a migrated database that nobody is connected to."""
+    url = services.create_database()
+
+    async def migrate() -> None:
+        database = Database(url)
+        await schema.migrate(database)
+        await database.close()
+
+    asyncio.run(migrate())
+    return url
+
+
+@pytest.fixture
+def database_url(services: Services, template: str) -> Iterator[str]:
+    url = services.create_database(template)
+    yield url
+    services.drop_database(url)
+
+
+@pytest.fixture
+def redis_url(services: Services) -> str:
+    """An empty Valkey."""
+    with redis.Redis.from_url(services.redis_url) as client:
+        client.flushall()
+    return services.redis_url

@@ -1,0 +1,286 @@
+"""Who may do what: keys, scopes, tenants. Access is walked through `PATHS`, so a new path is tested by being there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from app.api.routes import PATHS
+from core import ids
+from core.api_keys import ALL_SCOPES, ORGANIZATION_SCOPES, ORGANIZATIONS_ADMIN
+from tests.api import (
+    SUBSCRIPTIONS,
+    URL,
+    another_app,
+    error_of,
+    faults_of,
+    make_key,
+    make_organization,
+    run,
+    shown_organization,
+    success_of,
+)
+from tests.platform import Platform, shown
+
+EVERY = [(method, path) for path, actions in PATHS.items() for method in actions]
+TABLES = (
+    *("organizations", "api_keys", "event_types", "subscriptions", "subscription_secrets", "events", "event_keys"),
+    *("deliveries", "replays", "replay_items", "idempotency_keys"),
+)
+# A body that each path would accept, so that nothing but access stands in its way.
+BODIES: dict[tuple[str, str], Any] = {
+    ("POST", "/v1/events"): {"event_type": "a.b", "data": {}},
+    ("POST", "/v1/events/batch"): {"events": [{"event_type": "a.b", "data": {}}]},
+    ("POST", SUBSCRIPTIONS): {"url": URL, "events": ["*"]},
+    ("PATCH", f"{SUBSCRIPTIONS}/{{id}}"): {"description": "changed"},
+    ("POST", "/v1/event-types"): {"name": "a.new.one"},
+    ("PATCH", "/v1/event-types/{name}"): {"description": "changed"},
+    ("POST", "/v1/organizations"): {"name": "A new one"},
+    ("PATCH", "/v1/organizations/{id}"): {"name": "Renamed"},
+    ("POST", "/v1/api-keys"): {"name": "A new one"},
+}
+
+
+@dataclass
+class Owned:
+    """One of everything, in the platform's own organization."""
+
+    ids: dict[str, str]
+
+    def url(self, path: str) -> str:
+        """`path` with this organization's ids and names in it."""
+        longest = max((one for one in self.ids if path.startswith(one)), key=len, default="")
+        return path.replace("{id}", self.ids.get(longest, "")).replace("{name}", self.ids.get(longest, ""))
+
+
+async def own_everything(p: Platform) -> Owned:
+    subscription = await p.subscribe(URL)
+    event = await p.send("a.b")
+    [delivery] = await p.deliveries()
+    replay = (await p.call("POST", "/v1/replays", {"filters": {"status": "pending"}}))["data"]
+    await p.call("POST", "/v1/event-types", {"name": "a.b"})
+    [row] = await p.sql("SELECT id FROM api_keys WHERE organization_id = $1", p.organization_id)
+    return Owned(
+        {
+            SUBSCRIPTIONS: subscription["id"],
+            "/v1/events": event["event_id"],
+            "/v1/deliveries": delivery["id"],
+            "/v1/replays": replay["id"],
+            "/v1/event-types": "a.b",
+            "/v1/organizations": shown(p),
+            "/v1/api-keys": ids.show(ids.API_KEY, row["id"]),
+        }
+    )
+
+
+async def contents(p: Platform) -> dict[str, list[str]]:
+    """All that is stored, without the moments of keys' last use."""
+    found = {}
+    for table in TABLES:
+        what = "(t.id, t.name, t.scopes, t.revoked_at)" if table == "api_keys" else "t"
+        rows = await p.sql(f"SELECT {what}::text AS row FROM {table} t ORDER BY 1")
+        found[table] = [row["row"] for row in rows]
+    return found
+
+
+def body_of(method: str, path: str) -> Any:
+    return BODIES.get((method, path), {} if method == "POST" else None)
+
+
+def test_every_path_wants_a_key_with_its_scope_and_changes_nothing_without(database_url: str, redis_url: str) -> None:
+    async def check(p: Platform) -> None:
+        owned = await own_everything(p)
+        every = set(ALL_SCOPES)
+        lacking = {scope: await make_key(p, None, sorted(every - {scope})) for scope in ALL_SCOPES}
+        before = await contents(p)
+        for method, path in EVERY:
+            scope = PATHS[path][method].scope
+            url, body = owned.url(path), body_of(method, path)
+            keys = {"without a key": "", "with nonsense": "sk_live_" + "x" * 43, "with another's kind": "Basic abc"}
+            for how, key in keys.items():
+                answer = await p.client.request(method, url, json=body, headers={"X-API-Key": key})
+                error = error_of(answer, 401, "AUTHENTICATION_FAILED")
+                assert answer.headers["www-authenticate"] == "Bearer", how
+                assert key not in error["message"] or not key
+            headers = {"X-API-Key": lacking[scope], "X-Organization-ID": shown(p), "Idempotency-Key": "k"}
+            answer = await p.client.request(method, url, json=body, headers=headers)
+            assert error_of(answer, 403, "PERMISSION_DENIED")["details"] == {"required_scope": scope}, (method, path)
+        assert await contents(p) == before
+
+    run(database_url, redis_url, check)
+
+
+def test_what_another_tenant_owns_is_not_found_and_unchanged(database_url: str, redis_url: str) -> None:
+    async def check(p: Platform) -> None:
+        owned = await own_everything(p)
+        other = await make_organization(p)
+        stranger = await make_key(p, other)
+        platform_key = {"X-API-Key": p.platform_key, "X-Organization-ID": shown_organization(other)}
+        before = await contents(p)
+        for method, path in EVERY:
+            if "{" not in path or not PATHS[path][method].tenant:
+                continue
+            url, body = owned.url(path), body_of(method, path)
+            callers = [platform_key]
+            if PATHS[path][method].scope != ORGANIZATIONS_ADMIN:
+                callers.append({"X-API-Key": stranger, "Idempotency-Key": "k"})
+            for headers in callers:
+                error_of(await p.client.request(method, url, json=body, headers=headers), 404, "NOT_FOUND")
+        for path in ("/v1/events", "/v1/deliveries", "/v1/replays", SUBSCRIPTIONS, "/v1/event-types"):
+            listed = success_of(await p.client.get(path, headers={"X-API-Key": stranger}), 200)
+            assert listed["data"] == [], path
+        for name in ("subscription_id", "event_id", "replay_id", "ids"):
+            place = {"subscription_id": SUBSCRIPTIONS, "event_id": "/v1/events", "replay_id": "/v1/replays"}
+            value = owned.ids[place.get(name, "/v1/deliveries")]
+            listed = success_of(
+                await p.client.get(f"/v1/deliveries?filters[{name}]={value}", headers={"X-API-Key": stranger}), 200
+            )
+            assert listed["data"] == [], name
+        assert await contents(p) == before
+
+    run(database_url, redis_url, check)
+
+
+def test_an_id_that_is_none_is_not_found(database_url: str, redis_url: str) -> None:
+    async def check(p: Platform) -> None:
+        headers = {"X-API-Key": p.platform_key, "X-Organization-ID": shown(p)}
+        prefixes = ("evt", "dlv", "sub", "org", "rpl", "key")
+        unknown = [f"{prefix}_{'0' * 26}" for prefix in prefixes]
+        for method, path in EVERY:
+            if "{id}" not in path:
+                continue
+            for id_ in ["x", "1", "%F0%9F%98%80", "null", "a" * 5000, "evt_" + "Z" * 26, *unknown]:
+                url = path.replace("{id}", id_)
+                answer = await p.client.request(method, url, json=body_of(method, path), headers=headers)
+                error_of(answer, 404, "NOT_FOUND")
+
+    run(database_url, redis_url, check)
+
+
+def test_a_key_is_taken_from_either_header(database_url: str, redis_url: str) -> None:
+    async def check(p: Platform) -> None:
+        for name, value, status in [
+            ("X-API-Key", p.key, 200),
+            ("X-API-Key", f" {p.key} ", 200),
+            ("Authorization", f"Bearer {p.key}", 200),
+            ("Authorization", f"bearer {p.key}", 200),
+            ("Authorization", f"Basic {p.key}", 401),
+            ("Authorization", p.key, 401),
+            ("Authorization", "Bearer ", 401),
+            ("X-API-Key", p.key[:-1], 401),
+            ("X-API-Key", p.key + "x", 401),
+            ("X-API-Key", p.key.lower(), 401),
+            ("X-API-Key", p.key[:18], 401),
+            ("X-API-Key", "sk_live_\u00e9", 401),
+            ("X-API-Key", "sk_live_\0abcdefghij", 401),
+            ("X-API-Key", "' OR 1=1 --", 401),
+        ]:
+            del p.client.headers["X-API-Key"]
+            answer = await p.client.get("/v1/events", headers={name: value.encode()})
+            p.client.headers["X-API-Key"] = p.key
+            assert answer.status_code == status, (name, value)
+
+    run(database_url, redis_url, check)
+
+
+def test_a_revoked_key_does_nothing_more_in_any_process(database_url: str, redis_url: str) -> None:
+    async def check(p: Platform) -> None:
+        admin = {"X-API-Key": p.platform_key, "X-Organization-ID": shown(p)}
+        made = (await p.client.post("/v1/api-keys", json={"name": "n"}, headers=admin)).json()["data"]
+        subscription = await p.subscribe(URL)
+        key = {"X-API-Key": made["key"]}
+        posts = {
+            "/v1/events": {"event_type": "a", "data": {}},
+            "/v1/events/batch": {"events": [{"event_type": "a", "data": {}}]},
+            f"{SUBSCRIPTIONS}/{subscription['id']}/test": {},
+        }
+        async with another_app(p, database_url, redis_url) as other:
+            for client in (p.client, other):  # each of them now knows the key
+                for path, body in posts.items():
+                    assert (await client.post(path, json=body, headers=key)).status_code == 202
+            stored = len(await p.sql("SELECT id FROM events"))
+            revoked = success_of(await p.client.delete(f"/v1/api-keys/{made['id']}", headers=admin), 200)
+            assert revoked["data"]["revoked_at"] is not None
+            for client in (p.client, other):
+                for path, body in posts.items():
+                    answer = await client.post(path, json=body, headers=key)
+                    assert "revoked" in error_of(answer, 401, "AUTHENTICATION_FAILED")["message"]
+                error_of(await client.get("/v1/events", headers=key), 401, "AUTHENTICATION_FAILED")
+            assert len(await p.sql("SELECT id FROM events")) == stored
+            again = success_of(await p.client.delete(f"/v1/api-keys/{made['id']}", headers=admin), 200)
+            assert again["data"]["revoked_at"] == revoked["data"]["revoked_at"]
+
+    run(database_url, redis_url, check)
+
+
+def test_a_platform_key_names_an_organization_that_exists(database_url: str, redis_url: str) -> None:
+    async def check(p: Platform) -> None:
+        body = {"event_type": "a", "data": {}}
+        for method, path, sent in [("GET", "/v1/events", None), ("POST", "/v1/events", body)]:
+
+            async def ask(named: str | None, method: str = method, path: str = path, sent: Any = sent) -> Any:
+                headers = {"X-API-Key": p.platform_key}
+                return await p.client.request(
+                    method, path, json=sent, headers=headers | ({} if named is None else {"X-Organization-ID": named})
+                )
+
+            for named in (None, ""):
+                assert list(faults_of(await ask(named))) == ["X-Organization-ID"]
+            for named in ("x", "org_", "evt_" + "0" * 26, "org_" + "U" * 26):
+                assert list(faults_of(await ask(named))) == ["X-Organization-ID"]
+            error_of(await ask(shown_organization(UUID(int=5))), 404, "NOT_FOUND")
+            assert (await ask(shown(p))).is_success
+            assert (await ask(shown(p).lower())).is_success
+        assert {row["organization_id"] for row in await p.sql("SELECT organization_id FROM events")} == {
+            p.organization_id
+        }
+
+    run(database_url, redis_url, check)
+
+
+def test_an_organization_key_acts_for_its_own_organization_alone(database_url: str, redis_url: str) -> None:
+    async def check(p: Platform) -> None:
+        other = shown_organization(await make_organization(p))
+        body = {"event_type": "a", "data": {}}
+        success_of(await p.client.post("/v1/events", json=body, headers={"X-Organization-ID": shown(p)}), 202)
+        answer = await p.client.post("/v1/events", json=body, headers={"X-Organization-ID": other})
+        error_of(answer, 404, "NOT_FOUND")
+        answer = await p.client.post("/v1/events", json=body, headers={"X-Organization-ID": "nonsense"})
+        assert list(faults_of(answer)) == ["X-Organization-ID"]
+        assert len(await p.sql("SELECT id FROM events")) == 1
+
+    run(database_url, redis_url, check)
+
+
+@pytest.mark.parametrize(
+    ("scopes", "granted"),
+    [
+        (None, list(ORGANIZATION_SCOPES)),
+        (["events.write"], ["events.write"]),
+        (["events.write", "events.write"], ["events.write"]),
+        ([], None),
+        (["organizations.admin"], None),
+        (["events.write", "everything"], None),
+    ],
+)
+def test_a_new_key_has_the_scopes_that_were_asked_for(
+    database_url: str, redis_url: str, scopes: list[str] | None, granted: list[str] | None
+) -> None:
+    async def check(p: Platform) -> None:
+        headers = {"X-API-Key": p.platform_key, "X-Organization-ID": shown(p)}
+        answer = await p.client.post("/v1/api-keys", json={"name": "n", "scopes": scopes}, headers=headers)
+        if granted is None:
+            assert "choose from" in faults_of(answer)["scopes"][0]
+            return
+        made = success_of(answer, 201)["data"]
+        assert made["scopes"] == granted
+        assert made["key"].startswith(made["prefix"])
+        listed = success_of(await p.client.get("/v1/api-keys", headers=headers), 200)["data"]
+        assert all("key" not in one for one in listed)
+        assert made["key"] not in str(listed)
+        assert made["key"] not in str(await contents(p))
+
+    run(database_url, redis_url, check)

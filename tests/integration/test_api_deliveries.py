@@ -1,0 +1,257 @@
+"""Deliveries, attempts and replays as the API shows them, and what may be done to them in which state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from core.states import TRANSITIONS, State
+from tests.api import FAST, SUBSCRIPTIONS, TIME, URL, error_of, faults_of, run, success_of
+from tests.platform import Platform, eventually, shown
+from tests.receiver import Receiver
+
+DELIVERY = [
+    *("id", "delivery_id", "event_id", "event_type", "subscription_id", "organization_id", "status", "reason"),
+    *("attempt_count", "series", "replay_id", "next_attempt_at", "status_code", "error", "error_message"),
+    *("created_at", "updated_at"),
+]
+ATTEMPT = [
+    *("id", "attempt_id", "delivery_id", "series", "number", "replay_id", "status", "status_code", "error"),
+    *("error_message", "started_at", "duration_ms", "url", "request_headers", "response_headers", "response_body"),
+]
+EVENT = [
+    *("id", "event_id", "event_type", "external_id", "organization_id", "occurred_at", "branch_id", "metadata"),
+    *("matched_subscriptions", "created_at"),
+]
+REPLAY = [
+    *("id", "replay_id", "organization_id", "status", "filters", "rate_per_second", "total", "sent", "succeeded"),
+    *("failed", "skipped", "created_by", "created_at", "started_at", "finished_at"),
+]
+
+
+def test_a_delivery_shows_its_attempts(database_url: str, redis_url: str) -> None:
+    async def check(p: Platform) -> None:
+        made = await p.subscribe(receiver.url("/status/503"), retry_policy=FAST)
+        event = await p.send("a.b")
+        [listed] = await p.settled(1, "dead")
+        assert list(listed) == DELIVERY
+        one = (await p.call("GET", f"/v1/deliveries/{listed['id']}"))["data"]
+        assert list(one) == [*DELIVERY, "attempts"]
+        expected: dict[str, Any] = {
+            "event_id": event["event_id"],
+            "event_type": "a.b",
+            "subscription_id": made["id"],
+            "organization_id": shown(p),
+            "status": "dead",
+            "reason": "exhausted",
+            "attempt_count": 1,
+            "series": 0,
+            "replay_id": None,
+            "next_attempt_at": None,
+            "status_code": 503,
+            "error": "status",
+        }
+        assert {name: one[name] for name in expected} == expected
+        [attempt] = one["attempts"]
+        assert list(attempt) == ATTEMPT
+        expected = {
+            "delivery_id": listed["id"],
+            "series": 0,
+            "number": 1,
+            "status": "failed",
+            "status_code": 503,
+            "error": "status",
+            "url": receiver.url("/status/503"),
+            "response_body": "as asked",
+        }
+        assert {name: attempt[name] for name in expected} == expected
+        assert attempt["response_headers"]["Content-Length"] == "8"
+        assert attempt["request_headers"]["webhook-id"] == event["event_id"]
+        assert isinstance(attempt["duration_ms"], int)
+        assert TIME.fullmatch(attempt["started_at"])
+        whole = (await p.call("GET", f"/v1/events/{event['event_id']}"))["data"]
+        assert list(whole) == [*EVENT, "data"]
+        [of_event] = (await p.call("GET", f"/v1/events/{event['event_id']}/deliveries"))["data"]
+        assert of_event == listed
+
+    with Receiver() as receiver:
+        run(database_url, redis_url, check, with_worker=True)
+
+
+def test_an_answer_of_raw_bytes_is_shown_as_text(database_url: str, redis_url: str) -> None:
+    async def check(p: Platform) -> None:
+        await p.subscribe(receiver.url("/nul"))
+        await p.send()
+        [listed] = await p.settled(1, "delivered")
+        [attempt] = (await p.call("GET", f"/v1/deliveries/{listed['id']}"))["data"]["attempts"]
+        assert attempt["status"] == "succeeded"
+        assert attempt["error"] is None
+        assert attempt["response_body"].startswith("\0nul \ufffd")
+
+    with Receiver() as receiver:
+        run(database_url, redis_url, check, with_worker=True)
+
+
+async def put_into(p: Platform, state: str) -> str:
+    """A delivery in `state`, set past the state machine, since no worker runs here."""
+    [before] = await p.sql("SELECT id FROM deliveries")
+    reason = {"pending": "new", "dead": "exhausted", "discarded": "requested"}.get(state)
+    await p.sql(
+        "UPDATE deliveries SET state = $2, reason = $3,"
+        " due_at = CASE WHEN $2 IN ('pending', 'sending') THEN now() END,"
+        " lease_token = CASE WHEN $2 = 'sending' THEN gen_random_uuid() END WHERE id = $1",
+        before["id"],
+        state,
+        reason,
+    )
+    [delivery] = await p.deliveries()
+    shown_id: str = delivery["id"]
+    return shown_id
+
+
+@pytest.mark.parametrize("operation", ["discard", "replay"])
+def test_an_operation_is_a_conflict_in_every_state_that_does_not_allow_it(
+    database_url: str, redis_url: str, operation: str
+) -> None:
+    async def check(p: Platform) -> None:
+        await p.subscribe(URL)
+        await p.send()
+        allowed = TRANSITIONS[operation].before
+        for state in State:
+            delivery = await put_into(p, state)
+            answer = await p.client.post(f"/v1/deliveries/{delivery}/{operation}")
+            if state in allowed:
+                data = success_of(answer, 200 if operation == "discard" else 202)["data"]
+                assert list(data) == DELIVERY
+                assert data["status"] == ("discarded" if operation == "discard" else "pending")
+                assert data["reason"] == ("requested" if operation == "discard" else "replay")
+            else:
+                details = error_of(answer, 409, "CONFLICT")["details"]
+                assert details == {"status": state, "allowed": sorted(allowed)}
+                assert (await p.deliveries())[0]["status"] == state
+        answer = await p.client.post(f"/v1/deliveries/{delivery}/{operation}", json={"force": True})
+        assert list(faults_of(answer)) == ["force"]
+
+    run(database_url, redis_url, check)
+
+
+def test_nothing_is_sent_again_to_a_subscription_that_takes_nothing(database_url: str, redis_url: str) -> None:
+    async def check(p: Platform) -> None:
+        made = await p.subscribe(URL)
+        await p.send()
+        delivery = await put_into(p, "dead")
+        await p.sql("UPDATE subscriptions SET status = 'disabled'")
+        error = error_of(await p.client.post(f"/v1/deliveries/{delivery}/replay"), 409, "CONFLICT")
+        assert "resume it first" in error["message"]
+        await p.call("DELETE", f"{SUBSCRIPTIONS}/{made['id']}")
+        error = error_of(await p.client.post(f"/v1/deliveries/{delivery}/replay"), 409, "CONFLICT")
+        assert "deleted" in error["message"]
+        assert await p.sql("SELECT id FROM replays") == []
+
+    run(database_url, redis_url, check)
+
+
+def test_a_dry_run_counts_exactly_and_changes_nothing(database_url: str, redis_url: str) -> None:
+    async def check(p: Platform) -> None:
+        one = await p.subscribe(receiver.url("/status/500"), ["a.*"], retry_policy=FAST)
+        two = await p.subscribe(receiver.url("/reset"), ["a.*", "b.*"], retry_policy=FAST)
+        for event_type in ("a.b", "a.c", "b.c"):
+            await p.send(event_type)
+        await p.settled(5, "dead")
+        body = {"filters": {}, "rate_per_second": 2, "dry_run": True}
+        dry = success_of(await p.client.post("/v1/replays", json=body), 202)["data"]
+        assert (dry["dry_run"], dry["total"], dry["rate_per_second"], dry["estimated_duration_s"]) == (True, 5, 2, 3)
+        assert dry["by_subscription"] == [
+            {"subscription_id": two["id"], "count": 3},
+            {"subscription_id": one["id"], "count": 2},
+        ]
+        assert dry["by_error"] == [{"error": "reset", "count": 3}, {"error": "status", "count": 2}]
+        assert dry["filters"]["status"] == "dead"
+        assert TIME.fullmatch(dry["filters"]["created_before"])
+        assert (await p.call("GET", "/v1/replays"))["data"] == []
+        assert len(await p.deliveries(status="dead")) == 5
+        for filters, total in [
+            ({"subscription_id": one["id"]}, 2),
+            ({"error": ["reset", "status"], "event_type": "a.b"}, 2),
+            ({"status": ["delivered", "discarded"]}, 0),
+            ({"status_code": 500}, 2),
+        ]:
+            answer = await p.client.post("/v1/replays", json={"filters": filters, "dry_run": True})
+            assert success_of(answer, 202)["data"]["total"] == total, filters
+        # What the dry run answered may be posted as it is: it chooses the same.
+        body = {"filters": dry["filters"], "rate_per_second": 1000}
+        replay = success_of(await p.client.post("/v1/replays", json=body), 202)["data"]
+        assert list(replay) == [*REPLAY, "by_subscription", "by_error"]
+        assert (replay["total"], replay["status"]) == (5, "queued")
+        assert replay["by_error"] == dry["by_error"]
+
+        async def completed() -> Any:
+            found = (await p.call("GET", f"/v1/replays/{replay['id']}"))["data"]
+            return found if found["status"] == "completed" else None
+
+        done = await eventually(completed)
+        assert list(done) == REPLAY
+        assert [done[name] for name in ("sent", "succeeded", "failed", "skipped")] == [5, 0, 5, 0]
+        assert all(TIME.fullmatch(done[name]) for name in ("created_at", "started_at", "finished_at"))
+        assert len(await p.deliveries(replay_id=replay["id"])) == 5
+
+    with Receiver() as receiver:
+        run(database_url, redis_url, check, with_worker=True)
+
+
+def test_a_wrong_replay_is_refused_dry_or_not(database_url: str, redis_url: str) -> None:
+    async def check(p: Platform) -> None:
+        for body, name in [
+            ({"filters": {"nonsense": 1}}, "filters.nonsense"),
+            ({"filters": {"status": "alive"}}, "filters.status"),
+            ({"filters": {"status": []}}, "filters.status"),
+            ({"filters": {"status": None}}, "filters.status"),
+            ({"filters": {"status": {"$ne": "dead"}}}, "filters.status"),
+            ({"filters": {"reason": "because"}}, "filters.reason"),
+            ({"filters": {"ids": []}}, "filters.ids"),
+            ({"filters": {"ids": ["x"]}}, "filters.ids"),
+            ({"filters": {"status_code": 10**40}}, "filters.status_code"),
+            ({"filters": {"created_before": "soon"}}, "filters.created_before"),
+            ({"filters": []}, "filters"),
+            ({"rate_per_second": 0}, "rate_per_second"),
+            ({"rate_per_second": 10**30}, "rate_per_second"),
+            ({"rate_per_second": "50"}, "rate_per_second"),
+        ]:
+            for dry_run in (True, False):
+                answer = await p.client.post("/v1/replays", json=body | {"dry_run": dry_run})
+                assert list(faults_of(answer)) == [name], body
+        # More values than PostgreSQL takes parameters are still only one condition.
+        body = {"filters": {"status": ["dead"] * 33_000}, "dry_run": True}
+        assert success_of(await p.client.post("/v1/replays", json=body), 202)["data"]["total"] == 0
+        assert (await p.call("GET", "/v1/replays"))["data"] == []
+
+    run(database_url, redis_url, check)
+
+
+ALLOWED = {
+    "pause": {"queued": "paused", "running": "paused"},
+    "resume": {"paused": "running"},
+    "cancel": {"queued": "cancelled", "running": "cancelled", "paused": "cancelled"},
+}
+
+
+def test_a_replay_is_steered_only_from_states_that_allow_it(database_url: str, redis_url: str) -> None:
+    async def check(p: Platform) -> None:
+        await p.subscribe(URL)
+        await p.send()
+        await put_into(p, "dead")
+        replay = (await p.call("POST", "/v1/replays", {}))["data"]
+        path = f"/v1/replays/{replay['id']}"
+        for operation, after in ALLOWED.items():
+            for status in ("queued", "running", "paused", "completed", "cancelled"):
+                await p.sql("UPDATE replays SET status = $1", status)
+                answer = await p.client.post(f"{path}/{operation}")
+                if status in after:
+                    assert success_of(answer, 200)["data"]["status"] == after[status]
+                else:
+                    details = error_of(answer, 409, "CONFLICT")["details"]
+                    assert details == {"status": status, "allowed": sorted(after)}
+        assert list((await p.call("GET", path))["data"]) == REPLAY
+
+    run(database_url, redis_url, check)

@@ -1,0 +1,155 @@
+"""What keeps one delivery from holding up another: turns, locks, deadlines, faults of our own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import asyncpg
+import pytest
+
+from core import deliveries, settings, subscriptions
+from core.database import Database
+from core.deliveries import Finish, Verdict
+from core.states import PendingReason, State
+from tests.platform import environment, eventually, platform
+from tests.receiver import Receiver
+from tests.seeds import Seeds, seeded
+from tests.services import plain_url
+from worker import main as worker
+
+
+def received(receiver: Receiver, path: str) -> Counter[str]:
+    """How often each webhook-id came to `path`."""
+    return Counter(
+        {name.lower(): value for name, value in one.headers}["webhook-id"]
+        for one in receiver.requests
+        if one.path == path
+    )
+
+
+def test_what_has_no_hint_takes_turns_with_what_has(database_url: str, redis_url: str) -> None:
+    """4 slots and 160 hinted deliveries of 0.2 s each: 8 s of work, in which the sweep gets its turn."""
+
+    async def run(receiver: Receiver) -> None:
+        async with platform(database_url, redis_url, WORKER_MAX_IN_FLIGHT="4") as p:
+            await p.subscribe(receiver.url("/slow/0.2"), ["bulk"])
+            receiver.set("/lost", 200)
+            await p.subscribe(receiver.url("/lost"), ["lost"])
+            for _ in range(20):
+                await p.send("bulk")
+            hint, p.services.acceptance._hint = p.services.acceptance._hint, lambda _: None
+            await p.send("lost")
+            p.services.acceptance._hint = hint
+            for _ in range(140):
+                await p.send("bulk")
+            await p.settled(1, "delivered", event_type="lost")
+            bulk_before = len(received(receiver, "/slow/0.2"))
+            assert bulk_before < 120, "the delivery without a hint came after most of the others"
+
+    with Receiver() as receiver:
+        asyncio.run(run(receiver))
+
+
+def test_a_replay_that_others_hold_keeps_no_other_outcome_waiting(database_url: str, redis_url: str) -> None:
+    async def run(receiver: Receiver) -> None:
+        async with platform(database_url, redis_url, LEASE_MARGIN_S="2") as p:
+            receiver.set("/held", 200)
+            await p.subscribe(receiver.url("/held"), ["held"])
+            await p.subscribe(receiver.url("/ok"), ["plain"], timeout_ms=1000)
+            await p.send("held")
+            [first] = await p.settled(1, "delivered")
+            receiver.script("/held", [503, 200])  # so that an outcome is still to come once the row is locked
+            await p.call("POST", f"/v1/deliveries/{first['id']}/replay")
+            other = await asyncpg.connect(plain_url(database_url))
+            async with other.transaction():
+                await other.execute("SELECT 1 FROM replays FOR UPDATE")
+                await p.sql("UPDATE deliveries SET due_at = now() WHERE state = 'pending'")
+                for _ in range(20):
+                    await p.send("plain")
+                await p.settled(20, "delivered", event_type="plain", within_s=4)
+            await other.close()
+            await p.sql("UPDATE deliveries SET due_at = now() WHERE state = 'pending'")
+            await p.settled(1, "delivered", event_type="held")
+            assert set(received(receiver, "/ok").values()) == {1}
+
+    with Receiver() as receiver:
+        asyncio.run(run(receiver))
+
+
+def test_a_timeout_raised_after_the_claim_does_not_outlast_the_lease(
+    database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads the subscription later than it was claimed still sends by the timeout of the claim."""
+
+    async def run(receiver: Receiver) -> None:
+        async with platform(database_url, redis_url, with_worker=False, LEASE_MARGIN_S="2") as p:
+            created = await p.subscribe(receiver.url("/hang"), timeout_ms=1000)
+            claim_due = deliveries.claim_due
+
+            async def and_then_patched(driver: Any, limit: int, *, margin_s: float) -> Any:
+                claims = await claim_due(driver, limit, margin_s=margin_s)
+                if claims:
+                    await p.sql("UPDATE subscriptions SET timeout_ms = 30000, version = version + 1")
+                return claims
+
+            monkeypatch.setattr(deliveries, "claim_due", and_then_patched)
+            p.services.acceptance._hint = lambda _: None
+            await p.send()
+            async with worker.working(settings.load(environment(database_url, redis_url, LEASE_MARGIN_S="2"))):
+
+                async def failed() -> bool:
+                    [row] = await p.sql("SELECT error_kind FROM deliveries")
+                    return bool(row["error_kind"] == "timeout")
+
+                await eventually(failed, 6, "the attempt's timeout")
+            assert created["timeout_ms"] == 1000
+            [tried] = await p.sql("SELECT duration_ms FROM attempts")
+            assert 900 <= tried["duration_ms"] < 3000
+
+    with Receiver() as receiver:
+        asyncio.run(run(receiver))
+
+
+def test_a_fault_of_our_own_spends_attempts_and_ends(
+    database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscriptions, "open_secret", lambda *_: "whsec_not base64")
+
+    async def run(receiver: Receiver) -> None:
+        async with platform(database_url, redis_url) as p:
+            await p.subscribe(receiver.url("/ok"), retry_policy={"backoff_strategy": "fixed", "max_attempts": 1})
+            await p.send()
+            [dead] = await p.settled(1, "dead")
+            assert (dead["reason"], dead["error"], dead["attempt_count"]) == ("exhausted", "protocol", 1)
+            assert receiver.count == 0
+
+    with Receiver() as receiver:
+        asyncio.run(run(receiver))
+
+
+def test_overlapping_claims_and_outcomes_in_any_order_do_not_deadlock(database_url: str) -> None:
+    """Three sessions claim and finish the same 150 deliveries, each in another order, thirty times over."""
+
+    async def check(seeds: Seeds) -> None:
+        chosen = [await seeds.delivery(State.PENDING) for _ in range(150)]
+        database = Database(database_url, pool_size=4)
+
+        async def play(order: list[Any]) -> int:
+            moved = 0
+            for _ in range(30):
+                async with database.driver() as driver:
+                    claims = await deliveries.claim(driver, order, margin_s=10.0)
+                    later = Verdict(State.PENDING, PendingReason.RETRY, 0.0)
+                    if claims:
+                        moved += sum(await deliveries.finish(driver, [Finish(one, later) for one in claims]))
+            return moved
+
+        counts = await asyncio.gather(play(chosen), play(chosen[::-1]), play(chosen[75:] + chosen[:75]))
+        await database.close()
+        assert sum(counts) >= 150
+        [row] = await seeds.driver.fetch("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+        assert row["deadlocks"] == 0
+
+    seeded(database_url, check)

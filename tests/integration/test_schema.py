@@ -1,0 +1,234 @@
+"""The migrated database: equal to the models, refusing what is illegal, with an index for every list."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from sqlmodel import SQLModel
+
+from core import models, partitions, schema
+from core.database import Database
+from core.models import ItemOutcome, ReplayStatus, SubscriptionStatus
+from core.states import DeadReason, DiscardReason, PendingReason, State
+from tests.seeds import Seeds, seeded
+from tests.services import Services
+
+COLUMNS = """
+SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, pg_get_expr(d.adbin, d.adrelid)
+FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
+WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+    AND c.relname <> 'alembic_version'
+ORDER BY 1, 2
+"""
+CONSTRAINTS = """
+SELECT c.relname, k.conname, k.contype::text, pg_get_constraintdef(k.oid)
+FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid
+WHERE c.relnamespace = 'public'::regnamespace AND NOT c.relispartition AND c.relname <> 'alembic_version'
+ORDER BY 1, 2
+"""
+INDEXES = """
+SELECT c.relname, i.relname, pg_get_indexdef(i.oid)
+FROM pg_index x JOIN pg_class c ON c.oid = x.indrelid JOIN pg_class i ON i.oid = x.indexrelid
+WHERE c.relnamespace = 'public'::regnamespace AND NOT c.relispartition AND c.relname <> 'alembic_version'
+ORDER BY 1, 2
+"""
+PARTITIONING = """
+SELECT c.relname, pg_get_partkeydef(c.oid) FROM pg_class c
+WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+    AND c.relname <> 'alembic_version'
+ORDER BY 1
+"""
+CATALOGUES = {"columns": COLUMNS, "constraints": CONSTRAINTS, "indexes": INDEXES, "partitioning": PARTITIONING}
+
+
+async def catalogues(database: Database) -> dict[str, list[tuple[Any, ...]]]:
+    async with database.driver() as driver:
+        return {name: [tuple(row) for row in await driver.fetch(query)] for name, query in CATALOGUES.items()}
+
+
+def test_the_migrated_database_equals_the_models(services: Services, database_url: str) -> None:
+    async def compare(by_models: str) -> None:
+        migrated, modelled = Database(database_url), Database(by_models)
+        try:
+            async with modelled.engine.begin() as connection:
+                await connection.run_sync(SQLModel.metadata.create_all)
+            found, wanted = await catalogues(migrated), await catalogues(modelled)
+            for name, rows in wanted.items():
+                assert found[name] == rows, name
+            assert ("deliveries", "RANGE (id)") in wanted["partitioning"]
+        finally:
+            await migrated.close()
+            await modelled.close()
+
+    by_models = services.create_database()
+    try:
+        asyncio.run(compare(by_models))
+    finally:
+        services.drop_database(by_models)
+
+
+def test_migrating_again_changes_nothing(database_url: str) -> None:
+    async def run() -> None:
+        database = Database(database_url)
+        try:
+            before = await catalogues(database)
+            await asyncio.gather(*(schema.migrate(database) for _ in range(3)))  # processes that start at once
+            assert await catalogues(database) == before
+            current, wanted = await schema.state(database)
+            assert current == wanted
+        finally:
+            await database.close()
+
+    asyncio.run(run())
+
+
+ENUMS: list[tuple[str, list[type[StrEnum]]]] = [
+    ("ck_deliveries_state", [State]),
+    ("ck_deliveries_reason", [State, PendingReason, DeadReason, DiscardReason]),
+    ("ck_subscriptions_status", [SubscriptionStatus]),
+    ("ck_replays_status", [ReplayStatus]),
+    ("ck_replay_items_outcome", [ItemOutcome]),
+]
+
+
+@pytest.mark.parametrize(("constraint", "enums"), ENUMS, ids=[name for name, _ in ENUMS])
+def test_the_database_knows_the_same_words_as_the_code(
+    database_url: str, constraint: str, enums: list[type[StrEnum]]
+) -> None:
+    async def run(seeds: Seeds) -> str:
+        query = "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = $1 AND conislocal LIMIT 1"
+        found: str = await seeds.driver.fetchval(query, constraint)
+        return found
+
+    words = set(re.findall(r"'([a-z_]+)'", seeded(database_url, run)))
+    expected = {str(word) for enum in enums for word in enum}
+    if constraint == "ck_deliveries_reason":  # it names only the states that have a reason
+        expected -= {State.SENDING, State.DELIVERED}
+    assert words == expected
+
+
+# --- illegal rows --------------------------------------------------------------------------------------------------
+
+DUE = datetime.now(UTC)
+ILLEGAL: dict[str, tuple[State, dict[str, Any]]] = {
+    "a state that there is not": (State.DELIVERED, {"state": "lost"}),
+    "sending without a lease": (State.SENDING, {"lease_token": None}),
+    "sending without an end of its lease": (State.SENDING, {"due_at": None}),
+    "sending with a reason": (State.SENDING, {"reason": "retry"}),
+    "a lease on a pending one": (State.PENDING, {"lease_token": uuid4()}),
+    "a lease on a delivered one": (State.DELIVERED, {"lease_token": uuid4()}),
+    "pending that is never due": (State.PENDING, {"due_at": None}),
+    "held, yet due": (State.PENDING, {"reason": "paused"}),
+    "pending without a reason": (State.PENDING, {"reason": None}),
+    "pending without a reason or a due time": (State.PENDING, {"reason": None, "due_at": None}),
+    "pending for a dead one's reason": (State.PENDING, {"reason": "exhausted"}),
+    "delivered, yet due": (State.DELIVERED, {"due_at": DUE}),
+    "delivered with a reason": (State.DELIVERED, {"reason": "new"}),
+    "dead, yet due": (State.DEAD, {"due_at": DUE}),
+    "dead without a reason": (State.DEAD, {"reason": None}),
+    "dead for a pending one's reason": (State.DEAD, {"reason": "retry"}),
+    "discarded, yet due": (State.DISCARDED, {"due_at": DUE}),
+    "discarded without a reason": (State.DISCARDED, {"reason": None}),
+    "discarded for a dead one's reason": (State.DISCARDED, {"reason": "gone"}),
+}
+
+
+def test_the_database_refuses_every_illegal_delivery(database_url: str) -> None:
+    async def run(seeds: Seeds) -> None:
+        refused_by: set[str] = set()
+        for name, (state, columns) in ILLEGAL.items():
+            with pytest.raises(asyncpg.CheckViolationError) as caught:
+                await seeds.delivery(state, **columns)
+            refused_by.add(caught.value.constraint_name)
+            assert "ck_deliveries_" in str(caught.value), name
+        assert refused_by == {f"ck_deliveries_{name}" for name in ("state", "lease", "due", "reason")}
+        for state in State:
+            await seeds.delivery(state)
+        await seeds.delivery(State.PENDING, reason="paused", due_at=None)
+
+    seeded(database_url, run)
+
+
+@pytest.mark.parametrize(
+    ("statement", "constraint"),
+    [
+        ("UPDATE subscriptions SET status = 'asleep'", "ck_subscriptions_status"),
+        ("UPDATE subscriptions SET timeout_ms = 999", "ck_subscriptions_timeout_ms"),
+        ("UPDATE subscriptions SET timeout_ms = 30001", "ck_subscriptions_timeout_ms"),
+        ("UPDATE subscriptions SET events = '{}'", "ck_subscriptions_events"),
+        ("UPDATE organizations SET name = ''", "ck_organizations_name"),
+        ("UPDATE organizations SET name = repeat('x', 201)", "ck_organizations_name"),
+        ("UPDATE replays SET status = 'lost'", "ck_replays_status"),
+        ("UPDATE replays SET rate_per_second = 0", "ck_replays_rate_per_second"),
+        ("UPDATE replays SET rate_per_second = 10001", "ck_replays_rate_per_second"),
+        ("UPDATE replay_items SET outcome = 'lost'", "ck_replay_items_outcome"),
+        (
+            "INSERT INTO subscription_secrets (id, subscription_id, sealed)"
+            " SELECT gen_random_uuid(), id, '' FROM subscriptions, generate_series(1, 2)",
+            "uq_subscription_secrets_current",
+        ),
+    ],
+)
+def test_the_database_refuses_other_illegal_rows(database_url: str, statement: str, constraint: str) -> None:
+    async def run(seeds: Seeds) -> None:
+        await seeds.driver.execute(
+            "INSERT INTO replays (id, organization_id, rate_per_second, status) VALUES ($1, $1, 1, 'queued')",
+            seeds.organization_id,
+        )
+        await seeds.driver.execute(
+            "INSERT INTO replay_items (replay_id, delivery_id) VALUES ($1, $1)", seeds.organization_id
+        )
+        with pytest.raises(asyncpg.IntegrityConstraintViolationError, match=constraint):
+            await seeds.driver.execute(statement)
+
+    seeded(database_url, run)
+
+
+def test_every_check_constraint_is_met_by_one_of_these_tests(database_url: str) -> None:
+    """So that a new one is not forgotten."""
+    met = {
+        "ck_deliveries_state",
+        "ck_deliveries_lease",
+        "ck_deliveries_due",
+        "ck_deliveries_reason",
+        "ck_subscriptions_status",
+        "ck_subscriptions_timeout_ms",
+        "ck_subscriptions_events",
+        "ck_organizations_name",
+        "ck_replays_status",
+        "ck_replays_rate_per_second",
+        "ck_replay_items_outcome",
+    }
+
+    async def run(seeds: Seeds) -> set[str]:
+        rows = await seeds.driver.fetch("SELECT DISTINCT conname FROM pg_constraint WHERE conname LIKE 'ck\\_%'")
+        return {row["conname"] for row in rows}
+
+    assert seeded(database_url, run) == met
+
+
+def test_partitions_are_made_for_yesterday_up_to_a_week_ahead(database_url: str) -> None:
+    async def run(seeds: Seeds) -> None:
+        rows = await seeds.driver.fetch("SELECT inhrelid::regclass::text AS name FROM pg_inherits")
+        today = datetime.now(UTC).date()
+        days = [today + timedelta(days=n) for n in range(-1, 8)]
+        names = {row["name"] for row in rows}
+        assert {partitions.name_of(table, day) for table in partitions.TABLES for day in days} <= names
+
+    seeded(database_url, run)
+
+
+def test_every_model_that_is_partitioned_has_its_partitions_made() -> None:
+    daily = {
+        name for name, table in SQLModel.metadata.tables.items() if table.dialect_options["postgresql"]["partition_by"]
+    }
+    assert daily == set(partitions.TABLES)
+    assert models.DAILY["postgresql_partition_by"] == "RANGE (id)"

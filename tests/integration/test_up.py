@@ -1,0 +1,237 @@
+"""`hookwright up` as a person uses it: real processes, the real command line, a receiver of our own."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from cli.embedded.paths import SOCKET_BASE, folder_id
+from tests.commands import Running, clean_env, data_folder, hookwright
+from tests.receiver import Receiver
+
+README = Path(__file__).parents[2] / "README.md"
+EGRESS = {"HOOKWRIGHT_EGRESS_ALLOW": "127.0.0.0/8", "HOOKWRIGHT_EGRESS_ALLOW_HTTP": "true"}
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    with data_folder() as folder:
+        yield folder
+
+
+def ready_url(platform: Running) -> str:
+    line = platform.wait_for("ready")
+    assert line.startswith("ready http://127.0.0.1:")
+    assert platform.lines[0] == line, "it is the first line on standard output"
+    return line.removeprefix("ready ")
+
+
+def test_from_nothing_to_a_delivered_webhook_and_back_to_nothing(data_dir: Path) -> None:
+    with Receiver() as receiver, Running("up", "--port", "0", "--data-dir", data_dir, env=EGRESS) as platform:
+        url = ready_url(platform)
+        organization = hookwright("org", "create", "Åkerlund & Co", "--data-dir", data_dir).strip()
+        assert organization in hookwright("org", "list", "--data-dir", data_dir)
+        key = hookwright("key", "create", "--org", organization, "--data-dir", data_dir).strip()
+        client = {"HOOKWRIGHT_URL": url, "HOOKWRIGHT_API_KEY": key}
+
+        made = json.loads(
+            hookwright("subscription", "create", receiver.url("/ok"), "--events", "order.*", "--json", env=client)
+        )
+        assert made["subscription_id"] in hookwright("subscription", "list", env=client)
+        event_id = hookwright(
+            "event", "send", "order.paid", "--data", '{"total": 12345678901234567890123}', env=client
+        ).strip()
+
+        [request] = receiver.wait_for(1)
+        headers = {name.lower(): value for name, value in request.headers}
+        assert headers["webhook-id"] == event_id
+        body = Webhook(made["secret_key"]).verify(request.body, headers)
+        assert body["data"] == {"total": 12345678901234567890123}
+
+        assert platform.stop() == 0
+        assert platform.lines == [f"ready {url}"], "nothing else is on standard output"
+
+
+def test_a_dead_letter_is_found_and_replayed_from_the_command_line(data_dir: Path) -> None:
+    with Receiver() as receiver, Running("up", "--port", "0", "--data-dir", data_dir, env=EGRESS) as platform:
+        url = ready_url(platform)
+        organization = hookwright("org", "create", "Acme", "--data-dir", data_dir).strip()
+        key = hookwright("key", "create", "--platform", "--data-dir", data_dir).strip()
+        client = {"HOOKWRIGHT_URL": url, "HOOKWRIGHT_API_KEY": key}
+        act_for = ("--org", organization)
+        receiver.set("/hook", 500)
+        target = receiver.url("/hook")
+        hookwright("subscription", "create", target, "--events", "*", "--max-attempts", "1", *act_for, env=client)
+        hookwright("event", "send", "order.paid", "--data", "{}", *act_for, env=client)
+        receiver.wait_for(1)
+        dead = wait_for_delivery("dead", client, act_for)
+        shown = hookwright("delivery", "show", dead, *act_for, env=client)
+        assert "exhausted" in shown
+        assert "500" in shown
+        receiver.set("/hook", 200)
+        assert hookwright("delivery", "replay", dead, *act_for, env=client).strip() == dead
+        receiver.wait_for(2)
+        assert wait_for_delivery("delivered", client, act_for) == dead
+        assert platform.stop(signal.SIGTERM) == 0
+
+
+def wait_for_delivery(status: str, client: dict[str, str], act_for: tuple[str, ...]) -> str:
+    """The id of the one delivery in this state, as soon as there is one."""
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        found = json.loads(hookwright("delivery", "list", "--status", status, "--json", *act_for, env=client))
+        if found:
+            [delivery] = found
+            return str(delivery["delivery_id"])
+    raise AssertionError(f"no delivery is {status}")
+
+
+def test_two_platforms_side_by_side_and_none_twice_on_one_folder(data_dir: Path) -> None:
+    with (
+        data_folder() as other_dir,
+        Running("up", "--port", "0", "--data-dir", data_dir) as one,
+        Running("up", "--port", "0", "--data-dir", other_dir) as other,
+    ):
+        assert ready_url(one) != ready_url(other)
+        organization = hookwright("org", "create", "Only here", "--data-dir", data_dir).strip()
+        assert organization not in hookwright("org", "list", "--data-dir", other_dir)
+
+        said = hookwright("up", "--port", "0", "--data-dir", data_dir, code=1)
+        assert "in use by another hookwright" in said
+        port = ready_url(one).rpartition(":")[2]
+        with data_folder() as third_dir:
+            said = hookwright("up", "--port", port, "--data-dir", third_dir, code=1)
+        assert f"port {port} on 127.0.0.1 is taken" in said
+
+        assert "ok     schema" in hookwright("check", "--data-dir", data_dir), "the first one still runs"
+        assert one.stop() == 0
+        assert other.stop() == 0
+
+
+def test_the_first_start_says_what_to_do_next_and_the_second_does_not(data_dir: Path) -> None:
+    with Running("up", "--port", "0", "--data-dir", data_dir) as platform:
+        ready_url(platform)
+        platform.wait_for_error("org create")
+        hookwright("org", "create", "Acme", "--data-dir", data_dir)
+        assert platform.stop() == 0
+    with Running("up", "--port", "0", "--data-dir", data_dir) as platform:
+        ready_url(platform)
+        hookwright("check", "--data-dir", data_dir)  # by then it would have said it
+        assert platform.stop() == 0
+        assert "org create" not in platform.errors
+
+
+def curl(url: str, key: str, body: object) -> Any:
+    """Posts as an application in any language would; returns the answer's data."""
+    done = subprocess.run(
+        ["curl", "-sS", url, "-H", f"X-API-Key: {key}", "-H", "Content-Type: application/json", "-d", json.dumps(body)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    return json.loads(done.stdout)["data"]
+
+
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="posts with curl")
+
+
+@needs_curl
+def test_posted_with_curl_it_verifies_at_a_receiver_of_your_own_before_and_through_a_rotation(data_dir: Path) -> None:
+    with Receiver() as receiver, Running("up", "--port", "0", "--data-dir", data_dir, env=EGRESS) as platform:
+        url = ready_url(platform)
+        organization = hookwright("org", "create", "Acme", "--data-dir", data_dir).strip()
+        key = hookwright("key", "create", "--org", organization, "--data-dir", data_dir).strip()
+        subscriptions = f"{url}/v1/webhooks/subscriptions"
+        made = curl(subscriptions, key, {"url": receiver.url("/ok"), "events": ["order.*"]})
+        rotate = f"{subscriptions}/{made['subscription_id']}/secret/rotate"
+
+        def post(number: int) -> tuple[bytes, dict[str, str]]:
+            """The request that an event comes to."""
+            sent = curl(f"{url}/v1/events", key, {"event_type": "order.paid", "data": {"number": number}})
+            request = receiver.wait_for(number)[-1]
+            headers = {name.lower(): value for name, value in request.headers}
+            assert headers["webhook-id"] == sent["event_id"]
+            return request.body, headers
+
+        old = made["secret_key"]
+        body, headers = post(1)
+        assert Webhook(old).verify(body, headers)["data"] == {"number": 1}
+
+        new = curl(rotate, key, {"grace_period_s": 3600})["secret_key"]
+        assert new != old
+        body, headers = post(2)
+        for secret in (old, new):
+            assert Webhook(secret).verify(body, headers)["data"] == {"number": 2}
+
+        newest = curl(rotate, key, {"grace_period_s": 0})["secret_key"]
+        body, headers = post(3)
+        assert Webhook(newest).verify(body, headers)["data"] == {"number": 3}
+        with pytest.raises(WebhookVerificationError):
+            Webhook(new).verify(body, headers)
+        assert platform.stop() == 0
+
+
+@needs_curl
+@pytest.mark.parametrize("shell", [shell for shell in ("bash", "zsh") if shutil.which(shell)])
+def test_what_the_readme_says_to_type_shows_a_verified_webhook(data_dir: Path, shell: str) -> None:
+    section = README.read_text("utf-8").split("## By hand")[1].split("\n## ")[0]
+    platform_block, receiver_block, sender_block, curl_block = re.findall(r"```sh\n(.*?)```", section, re.S)
+    env = dict(re.findall(r"(HOOKWRIGHT_\w+)=(\S+)", platform_block))
+    assert platform_block.endswith("\nhookwright up\n")
+    *preparation, receive = in_folder(receiver_block, data_dir)
+
+    with Running("up", "--port", "0", "--data-dir", data_dir, env=env) as platform:
+        url = ready_url(platform)
+        typed(shell, "\n".join(preparation))
+        with Running(*shlex.split(receive)[1:], "--port", "0") as receiver:
+            hook = receiver.wait_for("ready").removeprefix("ready ")
+            blocks = "\n".join((*in_folder(sender_block, data_dir), *in_folder(curl_block, data_dir)))
+            assert "http://127.0.0.1:9000" in blocks
+            blocks = blocks.replace("http://127.0.0.1:9000", hook).replace("http://127.0.0.1:8000", url)
+            typed(shell, blocks, HOOKWRIGHT_URL=url, HOOKWRIGHT_DATA_DIR=str(data_dir))
+            assert "order.paid" in receiver.wait_for("verified ✓")
+            assert "order.paid" in receiver.wait_for("verified ✓", after=2)
+            assert not [line for line in receiver.lines if "NOT" in line]
+        assert platform.stop() == 0
+
+
+def in_folder(block: str, data_dir: Path) -> list[str]:
+    """A block's lines for this data folder, without the one that finds the command."""
+    text = block.replace("var/receiver.secret", shlex.quote(str(data_dir / "receiver.secret")))
+    return [line for line in text.strip().split("\n") if not line.startswith("export PATH=")]
+
+
+def typed(shell: str, text: str, **env: str) -> None:
+    """As if it were typed. `hookwright` is this Python's: the folder that its script is in may have spaces."""
+    command = f'hookwright() {{ {shlex.quote(sys.executable)} -P -m cli "$@"; }}\n'
+    done = subprocess.run(
+        [shell, "-ec", command + text], env=clean_env(env), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+
+
+def test_a_stop_leaves_nothing_in_tmp(data_dir: Path) -> None:
+    def left() -> list[Path]:
+        return list(SOCKET_BASE.glob(f"hookwright-*-{folder_id(data_dir)}"))
+
+    with Running("up", "--port", "0", "--data-dir", data_dir) as platform:
+        ready_url(platform)
+        assert left()
+        refused = hookwright("up", "--port", "0", "--data-dir", data_dir, code=1)
+        assert "in use by another hookwright" in refused
+        assert left(), "one that was refused takes nothing from the one that runs"
+        assert platform.stop() == 0
+        assert not left()

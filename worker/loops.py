@@ -1,0 +1,62 @@
+"""What a worker does beside its jobs: the sweep each second, and housekeeping each hour."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from core import idempotency, partitions, replays, settling
+from core.database import Database, is_unreachable
+from worker.engine import Engine
+
+log = structlog.get_logger(__name__)
+
+
+async def every(interval_s: float, name: str, work: Callable[[], Awaitable[None]], stop: asyncio.Event) -> None:
+    """Does `work` again and again until `stop`, whatever befalls it: these loops are what recovers everything else."""
+    while not stop.is_set():
+        try:
+            await work()
+        except Exception as error:
+            if is_unreachable(error):
+                log.warning("the database does not answer", loop=name, error=repr(error))
+            else:
+                log.exception("a loop failed; it goes on", loop=name)
+        try:
+            async with asyncio.timeout(interval_s):
+                await stop.wait()
+        except TimeoutError:
+            continue
+
+
+async def sweep(engine: Engine) -> None:
+    """Takes what is due: lost hints, dead workers' deliveries and scheduled retries, all by the same claim."""
+    engine.sweep()
+
+
+async def advance_replays(database: Database, engine: Engine, interval_s: float) -> None:
+    """Takes running replays a step further and sends what became due."""
+    due = await replays.tick(database, interval_s)
+    if due:
+        await engine.take(due)
+
+
+async def settle(database: Database) -> None:
+    """Finishes what a process that resumed or deleted a subscription did not live to finish."""
+    await settling.settle_all(database)
+
+
+async def keep_house(database: Database, retention_days: int) -> None:
+    """Makes partitions ahead, drops expired ones and forgets old idempotency keys.
+
+    The day is the database's: a worker whose clock is years ahead would drop all history.
+    """
+    async with database.driver() as driver:
+        today = await driver.fetchval("SELECT (now() AT TIME ZONE 'UTC')::date")
+    await partitions.ensure_ahead(database, today)
+    for day in await partitions.drop_expired(database, today, retention_days):
+        log.info("retention dropped a day", day=str(day))
+    async with database.driver() as driver:
+        await idempotency.drop_expired(driver)

@@ -1,0 +1,125 @@
+"""How to call a subscription: its row, read once per version, in the form that sending needs."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from core import subscriptions
+from core.database import Database
+from core.egress import EgressPolicy, Target
+from core.errors import ForbiddenUrl, HookwrightError
+from core.retry import RetryPolicy
+from core.sealing import Sealer
+from core.signing import MOST_SECRETS, Signer
+
+log = structlog.get_logger(__name__)
+
+USER_AGENT = "Hookwright/0.1 (webhook delivery)"
+MASK = "••••"
+
+
+@dataclass(slots=True)
+class Plan:
+    """One subscription at one version. `target` is None where egress policy forbids its URL."""
+
+    version: int
+    url: str
+    target: Target | None
+    refusal: str | None
+    scheme: str
+    payload_format: str
+    policy: RetryPolicy
+    headers: Mapping[str, str] = field(repr=False)
+    timeout_s: float
+    secrets: Sequence[tuple[str, datetime | None]] = field(repr=False)  # current first, each with its grace's end
+    _signer: tuple[Sequence[str], Signer] | None = field(default=None, repr=False)
+
+    def signer(self, now: datetime) -> Signer:
+        """Signs with the secrets that are live at `now`."""
+        live = [secret for secret, expires_at in self.secrets if expires_at is None or expires_at > now][:MOST_SECRETS]
+        if self._signer is None or self._signer[0] != live:
+            self._signer = (live, Signer(self.scheme, live))
+        return self._signer[1]
+
+
+class Plans:
+    """The plans of recently used subscriptions. A claim names the version that was current when it was made, so a
+    plan is never staler than the claim."""
+
+    def __init__(
+        self, database: Database, sealer: Sealer, policy: EgressPolicy, max_subscriptions: int = 20_000
+    ) -> None:
+        self._database = database
+        self._sealer = sealer
+        self._policy = policy
+        self._max = max_subscriptions
+        self._cached: OrderedDict[UUID, Plan] = OrderedDict()
+
+    async def at(self, wanted: Iterable[tuple[UUID, int]]) -> dict[UUID, Plan]:
+        """The plans of subscriptions at least as new as the versions given.
+
+        One that can't be read is left out: its secrets may be sealed under a key that this process was not given.
+        """
+        versions = dict(wanted)
+        found = {
+            one: plan
+            for one, version in versions.items()
+            if (plan := self._cached.get(one)) is not None and plan.version >= version
+        }
+        missing = [one for one in versions if one not in found]
+        if missing:
+            async with self._database.driver() as driver:
+                rows = await driver.fetch(_LOAD, missing)
+            for row in rows:
+                try:
+                    plan = self._plan(row)
+                except HookwrightError as error:
+                    log.error("a subscription can't be sent to", subscription=str(row["id"]), error=repr(error))  # noqa: TRY400 - the message says it all
+                    continue
+                found[row["id"]] = self._cached[row["id"]] = plan
+        for one in found:
+            self._cached.move_to_end(one)
+        while len(self._cached) > self._max:
+            self._cached.popitem(last=False)
+        return found
+
+    def _plan(self, row: Mapping[str, Any]) -> Plan:
+        target, refusal = None, None
+        try:
+            target = self._policy.check_url(row["url"])
+        except ForbiddenUrl as error:  # accepted under another policy, or written past us
+            refusal = error.fault
+        secrets = [
+            (subscriptions.open_secret(self._sealer, secret_id, sealed), expires_at)
+            for secret_id, sealed, expires_at in zip(row["secret_ids"], row["sealed"], row["expires_at"], strict=True)
+        ]
+        return Plan(
+            version=row["version"],
+            url=row["url"],
+            target=target,
+            refusal=refusal,
+            scheme=row["authentication_type"],
+            payload_format=row["payload_format"],
+            policy=RetryPolicy.parse(row["retry_policy"]),
+            headers=subscriptions.open_headers(self._sealer, row["id"], row["headers"]),
+            timeout_s=row["timeout_ms"] / 1000,
+            secrets=secrets,
+        )
+
+
+_LOAD = """
+SELECT s.id, s.version, s.url, s.authentication_type, s.payload_format, s.retry_policy, s.headers, s.timeout_ms,
+    array_agg(k.id ORDER BY k.id DESC) AS secret_ids,
+    array_agg(k.sealed ORDER BY k.id DESC) AS sealed,
+    array_agg(k.expires_at ORDER BY k.id DESC) AS expires_at
+FROM subscriptions s JOIN subscription_secrets k ON k.subscription_id = s.id
+WHERE s.id = ANY($1::uuid[]) AND (k.expires_at IS NULL OR k.expires_at > now())
+GROUP BY s.id
+"""
