@@ -11,8 +11,10 @@ from core.failures import ErrorKind
 from core.retry import RetryPolicy, parse_retry_after, with_retry_after
 from core.states import DeadReason, PendingReason, State
 
-# The receiver may steer the sender in this response header.
+# The receiver may steer the sender in these response headers.
 DIRECTIVE_HEADER = "webhook-delivery"
+RETRY_AFTER_HEADER = "retry-after"
+STEERING_HEADERS = (DIRECTIVE_HEADER, RETRY_AFTER_HEADER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,7 @@ class Result:
 
     status_code: int | None
     error_kind: ErrorKind | None
-    headers: Mapping[str, str]  # names in lower case
+    headers: Mapping[str, str]  # those of STEERING_HEADERS that came; names in lower case
 
 
 def judge(result: Result, policy: RetryPolicy, attempt: int, *, now: datetime, rng: Callable[[], float]) -> Verdict:
@@ -45,5 +47,5 @@ def judge(result: Result, policy: RetryPolicy, attempt: int, *, now: datetime, r
     delay_s = policy.delay_after(attempt, rng)
     if delay_s is None:
         return Verdict(State.DEAD, DeadReason.EXHAUSTED)
-    asked_s = parse_retry_after(result.headers.get("retry-after", ""), now)
+    asked_s = parse_retry_after(result.headers.get(RETRY_AFTER_HEADER, ""), now)
     return Verdict(State.PENDING, PendingReason.RETRY, with_retry_after(delay_s, asked_s))

@@ -34,8 +34,9 @@ GENERATED_KEY: Final = 33
 MOST_SECRETS: Final = 10  # live at once: the spec's bound on signatures in one header
 
 Headers = list[tuple[str, str]]
-# Keys (UTF-8 of the whole secret strings, current first), message id, Unix seconds, body.
-Scheme = Callable[[Sequence[bytes], str, int, bytes], Headers]
+Mac = Callable[[bytes], bytes]  # HMAC-SHA256 under one key
+# One Mac for each secret (its key: UTF-8 of the whole string; current first), message id, Unix seconds, body.
+Scheme = Callable[[Sequence[Mac], str, int, bytes], Headers]
 
 
 # --- Secrets ------------------------------------------------------------------------------------------------
@@ -109,12 +110,24 @@ def standard_signature(secrets: Sequence[bytes], msg_id: str, timestamp: int, bo
     """
     if not 1 <= len(secrets) <= MOST_SECRETS:
         raise ValueError(f"a signature takes 1 to {MOST_SECRETS} secrets, not {len(secrets)}")
+    return _standard([keyed(key) for key in secrets], msg_id, timestamp, body)
+
+
+def keyed(key: bytes) -> Mac:
+    """Signs under `key`, which is hashed here once: then 1 KiB takes 7 µs, and `hmac.digest` 10."""
+    start = hmac.new(key, digestmod="sha256")
+
+    def mac(content: bytes) -> bytes:
+        signing = start.copy()
+        signing.update(content)
+        return signing.digest()
+
+    return mac
+
+
+def _standard(macs: Sequence[Mac], msg_id: str, timestamp: int, body: bytes) -> str:
     content = b"%b.%d.%b" % (msg_id.encode(), timestamp, body)
-    return " ".join(f"v1,{_base64(_mac(key, content))}" for key in secrets)
-
-
-def _mac(key: bytes, content: bytes) -> bytes:
-    return hmac.digest(key, content, "sha256")  # one shot inside OpenSSL: 2 µs for 800 bytes
+    return " ".join([f"v1,{_base64(mac(content))}" for mac in macs])
 
 
 def _base64(digest: bytes) -> str:
@@ -124,30 +137,30 @@ def _base64(digest: bytes) -> str:
 # --- Schemes beside it --------------------------------------------------------------------------------------
 
 
-def _nothing_more(_keys: Sequence[bytes], _msg_id: str, _timestamp: int, _body: bytes) -> Headers:
+def _nothing_more(_macs: Sequence[Mac], _msg_id: str, _timestamp: int, _body: bytes) -> Headers:
     return []
 
 
-def _hmac_sha256(keys: Sequence[bytes], _msg_id: str, _timestamp: int, body: bytes) -> Headers:
-    return [("X-Webhook-Signature", f"sha256={_mac(keys[0], body).hex()}")]
+def _hmac_sha256(macs: Sequence[Mac], _msg_id: str, _timestamp: int, body: bytes) -> Headers:
+    return [("X-Webhook-Signature", f"sha256={macs[0](body).hex()}")]
 
 
-def _github(keys: Sequence[bytes], _msg_id: str, _timestamp: int, body: bytes) -> Headers:
-    return [("X-Hub-Signature-256", f"sha256={_mac(keys[0], body).hex()}")]
+def _github(macs: Sequence[Mac], _msg_id: str, _timestamp: int, body: bytes) -> Headers:
+    return [("X-Hub-Signature-256", f"sha256={macs[0](body).hex()}")]
 
 
-def _stripe(keys: Sequence[bytes], _msg_id: str, timestamp: int, body: bytes) -> Headers:
+def _stripe(macs: Sequence[Mac], _msg_id: str, timestamp: int, body: bytes) -> Headers:
     content = b"%d.%b" % (timestamp, body)
-    signatures = [f"v1={_mac(key, content).hex()}" for key in keys]
+    signatures = [f"v1={mac(content).hex()}" for mac in macs]
     return [("Stripe-Signature", ",".join([f"t={timestamp}", *signatures]))]
 
 
-def _shopify(keys: Sequence[bytes], _msg_id: str, _timestamp: int, body: bytes) -> Headers:
-    return [("X-Shopify-Hmac-Sha256", _base64(_mac(keys[0], body)))]
+def _shopify(macs: Sequence[Mac], _msg_id: str, _timestamp: int, body: bytes) -> Headers:
+    return [("X-Shopify-Hmac-Sha256", _base64(macs[0](body)))]
 
 
-def _slack(keys: Sequence[bytes], _msg_id: str, timestamp: int, body: bytes) -> Headers:
-    digest = _mac(keys[0], b"v0:%d:%b" % (timestamp, body))
+def _slack(macs: Sequence[Mac], _msg_id: str, timestamp: int, body: bytes) -> Headers:
+    digest = macs[0](b"v0:%d:%b" % (timestamp, body))
     return [("X-Slack-Signature", f"v0={digest.hex()}"), ("X-Slack-Request-Timestamp", str(timestamp))]
 
 
@@ -167,9 +180,9 @@ ONE_SIGNATURE: Final = frozenset({"hmac_sha256", "github", "shopify", "slack"})
 
 
 class Signer:
-    """Signs for one version of a subscription: its scheme and its live secrets, decoded once. Shareable."""
+    """Signs for one version of a subscription: its scheme and its live secrets, read once. Shareable."""
 
-    __slots__ = ("_extra", "_keys", "_strings")
+    __slots__ = ("_extra", "_extra_macs", "_macs")
 
     def __init__(self, scheme: str, secrets: Sequence[str]) -> None:
         """`secrets` are 1 to 10 strings as `normalize_secret` gives them, current first.
@@ -182,8 +195,8 @@ class Signer:
         if not 1 <= len(secrets) <= MOST_SECRETS:
             raise ValueError(f"a signer takes 1 to {MOST_SECRETS} secrets, not {len(secrets)}")
         self._extra = extra
-        self._keys = tuple(key_of(secret) for secret in secrets)
-        self._strings = tuple(secret.encode() for secret in secrets)
+        self._macs = [keyed(key_of(secret)) for secret in secrets]
+        self._extra_macs = [keyed(secret.encode()) for secret in secrets]
 
     def headers(self, msg_id: str, timestamp: int, body: bytes) -> Headers:
         """The headers to send with exactly these bytes: the three standard ones, then the scheme's own.
@@ -194,6 +207,6 @@ class Signer:
         return [
             ("webhook-id", msg_id),
             ("webhook-timestamp", str(timestamp)),
-            ("webhook-signature", standard_signature(self._keys, msg_id, timestamp, body)),
-            *self._extra(self._strings, msg_id, timestamp, body),
+            ("webhook-signature", _standard(self._macs, msg_id, timestamp, body)),
+            *self._extra(self._extra_macs, msg_id, timestamp, body),
         ]

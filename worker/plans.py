@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
@@ -15,17 +16,21 @@ from core import subscriptions
 from core.database import Database
 from core.egress import EgressPolicy, Target
 from core.errors import ForbiddenUrl, HookwrightError
+from core.payloads import FORMATS
 from core.retry import RetryPolicy
 from core.sealing import Sealer
 from core.signing import MOST_SECRETS, Signer
+from worker.transport import header_lines
 
 log = structlog.get_logger(__name__)
 
 USER_AGENT = "Hookwright/0.1 (webhook delivery)"
 MASK = "••••"
 
+_EVER = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
 
-@dataclass(slots=True)
+
+@dataclass
 class Plan:
     """One subscription at one version. `target` is None where egress policy forbids its URL."""
 
@@ -39,14 +44,34 @@ class Plan:
     headers: Mapping[str, str] = field(repr=False)
     timeout_s: float
     secrets: Sequence[tuple[str, datetime | None]] = field(repr=False)  # current first, each with its grace's end
-    _signer: tuple[Sequence[str], Signer] | None = field(default=None, repr=False)
+    _signer: tuple[datetime, Signer, datetime] | None = field(default=None, repr=False)  # from when, until when
 
     def signer(self, now: datetime) -> Signer:
         """Signs with the secrets that are live at `now`."""
-        live = [secret for secret, expires_at in self.secrets if expires_at is None or expires_at > now][:MOST_SECRETS]
-        if self._signer is None or self._signer[0] != live:
-            self._signer = (live, Signer(self.scheme, live))
-        return self._signer[1]
+        held = self._signer
+        if held is None or not held[0] <= now < held[2]:
+            ends = [expires_at for _, expires_at in self.secrets if expires_at is not None]
+            live = [secret for secret, expires_at in self.secrets if expires_at is None or expires_at > now]
+            held = self._signer = (
+                max((end for end in ends if end <= now), default=_EVER[0]),
+                Signer(self.scheme, live[:MOST_SECRETS]),
+                min((end for end in ends if end > now), default=_EVER[1]),
+            )
+        return held[1]
+
+    @cached_property
+    def lines(self) -> bytes:
+        """The headers that are the same in every request. Raises `SendError` where one can't be sent."""
+        return header_lines(dict([*self._standard, *self.headers.items()]).items())
+
+    @cached_property
+    def shown_headers(self) -> list[tuple[str, str]]:
+        """The same headers as people see them in an attempt."""
+        return [*self._standard, *((name, MASK) for name in self.headers)]
+
+    @property
+    def _standard(self) -> list[tuple[str, str]]:
+        return [("content-type", FORMATS[self.payload_format][0]), ("user-agent", USER_AGENT)]
 
 
 class Plans:

@@ -5,34 +5,37 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
-import httpx
 import orjson
 import structlog
 
 from core import ids
-from core.attempt import Result, judge
+from core.attempt import STEERING_HEADERS, Result, judge
 from core.deliveries import Claimed, Finish, Tried, Verdict
+from core.egress import Target
 from core.failures import ErrorKind
 from core.payloads import StoredEvent, render
 from core.states import PendingReason, State
-from worker.plans import MASK, USER_AGENT, Plan
+from worker.plans import Plan
 from worker.send_errors import SendError
-from worker.transport import build_request
+from worker.transport import Answer, header_lines
 
 STORED_BODY_BYTES = 4096
 MAX_MESSAGE_CHARS = 500
+
+_STEERING = {name.encode(): name for name in STEERING_HEADERS}
 
 log = structlog.get_logger(__name__)
 
 
 class Transport(Protocol):
-    """What of httpx's transports is needed here."""
+    """What of `EgressTransport` is needed here."""
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response: ...
+    async def post(self, target: Target, lines: bytes, body: bytes, deadline_s: float) -> Answer: ...
 
 
 @dataclass(slots=True)
@@ -42,24 +45,24 @@ class _Exchange:
     url: str
     started_at: datetime
     clock: float
-    headers: list[tuple[str, str]] = field(default_factory=list)  # as sent, custom values masked
-    response: httpx.Response | None = None
+    headers: Sequence[tuple[str, str]] = ()  # as sent, custom values masked
+    answer: Answer | None = None
     kind: ErrorKind | None = None
     message: str | None = None
 
     def tried(self) -> Tried:
-        response = self.response
+        answer = self.answer
         return Tried(
             id=ids.new_id(),
             started_at=self.started_at,
             duration_ms=round((time.perf_counter() - self.clock) * 1000),
-            status_code=response.status_code if response is not None else None,
+            status_code=answer.status if answer is not None else None,
             error_kind=self.kind,
             error_message=_storable(self.message)[:MAX_MESSAGE_CHARS] if self.message else None,
             url=self.url,
             request_headers=_headers_json(self.headers),
-            response_headers=_response_headers(response),
-            response_body=response.content[:STORED_BODY_BYTES] if response is not None else None,
+            response_headers=_response_headers(answer),
+            response_body=answer.body[:STORED_BODY_BYTES] if answer is not None else None,
         )
 
 
@@ -82,11 +85,11 @@ async def attempt(transport: Transport, plan: Plan, claimed: Claimed, event: Sto
         # of the lease would bring it back, and the request with it, again and again for ever.
         log.exception("an attempt failed in an unforeseen way", delivery=str(claimed.id))
         exchange.kind, exchange.message = ErrorKind.PROTOCOL, "The attempt failed on the sender's side"
-    response = exchange.response
+    answer = exchange.answer
     result = Result(
-        response.status_code if response is not None else None,
+        answer.status if answer is not None else None,
         exchange.kind,
-        {name.lower(): value for name, value in response.headers.items()} if response is not None else {},
+        _steering(answer.headers) if answer is not None else {},
     )
     verdict = judge(result, plan.policy, claimed.attempt_count + 1, now=exchange.started_at, rng=random.random)
     return Finish(claimed, verdict, exchange.tried())
@@ -95,33 +98,39 @@ async def attempt(transport: Transport, plan: Plan, claimed: Claimed, event: Sto
 async def _exchange(
     exchange: _Exchange, transport: Transport, plan: Plan, claimed: Claimed, event: StoredEvent
 ) -> None:
-    content_type, body = render(plan.payload_format, event)
+    _, body = render(plan.payload_format, event)
     signed = plan.signer(exchange.started_at).headers(event.shown_id, int(exchange.started_at.timestamp()), body)
-    standard = [("content-type", content_type), ("user-agent", USER_AGENT)]
-    exchange.headers = [*standard, *((name, MASK) for name in plan.headers), *signed]
+    exchange.headers = [*plan.shown_headers, *signed]
     if plan.target is None:
         raise SendError(ErrorKind.BLOCKED_ADDRESS, plan.refusal or "The URL can't be called")
-    request = build_request(
-        plan.target,
-        headers=dict([*standard, *plan.headers.items(), *signed]),
-        body=body,
-        # The lease was measured by the timeout at the claim; the plan may be of a later version.
-        deadline_s=min(plan.timeout_s, claimed.timeout_ms / 1000),
-    )
-    response = exchange.response = await transport.handle_async_request(request)
-    if not response.is_success:
-        exchange.kind, exchange.message = ErrorKind.STATUS, f"The receiver answered {response.status_code}"
+    # The lease was measured by the timeout at the claim; the plan may be of a later version.
+    deadline_s = min(plan.timeout_s, claimed.timeout_ms / 1000)
+    answer = await transport.post(plan.target, plan.lines + header_lines(signed), body, deadline_s)
+    exchange.answer = answer
+    if not 200 <= answer.status < 300:
+        exchange.kind, exchange.message = ErrorKind.STATUS, f"The receiver answered {answer.status}"
 
 
-def _headers_json(pairs: list[tuple[str, str]]) -> str:
+def _steering(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """The headers that a verdict depends on; one that came several times is one with commas."""
+    found: dict[str, str] = {}
+    for raw_name, raw_value in headers:
+        name = _STEERING.get(raw_name.lower())
+        if name is not None:
+            value = raw_value.decode("latin-1")
+            found[name] = f"{found[name]}, {value}" if name in found else value
+    return found
+
+
+def _headers_json(pairs: Sequence[tuple[str, str]]) -> str:
     return orjson.dumps(pairs).decode()
 
 
-def _response_headers(response: httpx.Response | None) -> str | None:
-    if response is None:
+def _response_headers(answer: Answer | None) -> str | None:
+    if answer is None:
         return None
     # Latin-1 maps every byte to a character, so whatever the receiver sent can be stored; JSON escapes the rest.
-    return _headers_json([(name.decode("latin-1"), value.decode("latin-1")) for name, value in response.headers.raw])
+    return _headers_json([(name.decode("latin-1"), value.decode("latin-1")) for name, value in answer.headers])
 
 
 def _storable(text: str) -> str:

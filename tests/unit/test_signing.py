@@ -16,6 +16,7 @@ from core.signing import (
     SCHEMES,
     Signer,
     generate_secret,
+    keyed,
     normalize_secret,
     parse_secret,
     standard_signature,
@@ -74,14 +75,14 @@ def test_schemes_give_their_check_values(scheme: str, expected: list[tuple[str, 
 
 def test_schemes_reproduce_the_senders_own_published_vectors() -> None:
     # The secrets of these publications are no whsec_ strings, so the scheme's function is called itself.
-    github = SCHEMES["github"]([b"It's a Secret to Everybody"], "", 0, b"Hello, World!")
+    github = SCHEMES["github"]([keyed(b"It's a Secret to Everybody")], "", 0, b"Hello, World!")
     slack_body = (
         b"token=xyzz0WbapA4vBCDEFasx0q6G&team_id=T1DC2JH3J&team_domain=testteamnow&channel_id=G8PSS9T3V"
         b"&channel_name=foobar&user_id=U2CERLKJA&user_name=roadrunner&command=%2Fwebhook-collect&text="
         b"&response_url=https%3A%2F%2Fhooks.slack.com%2Fcommands%2FT1DC2JH3J%2F397700885554%2F96rGlfmibIGlgcZRskXaIFfN"
         b"&trigger_id=398738663015.47445629121.803a0bc887a14d10d2c447fce8b6703c"
     )
-    slack = SCHEMES["slack"]([b"8f742231b10e8888abcd99yyyzzz85a5"], "", 1531420618, slack_body)
+    slack = SCHEMES["slack"]([keyed(b"8f742231b10e8888abcd99yyyzzz85a5")], "", 1531420618, slack_body)
     assert github == [
         ("X-Hub-Signature-256", "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17")
     ]
