@@ -171,6 +171,16 @@ class Handler(ResponseHandler):
             read_until_eof=True, auto_decompress=False, read_bufsize=8192, max_headers=MAX_HEAD_BYTES
         )
 
+    @property
+    def head_is_too_large(self) -> bool:
+        """Whether it passed its bound within the last segment, which is parsed before it is weighed."""
+        return self._head_left < 0
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        # Called twice for each body; reading was paused for few.
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def data_received(self, data: bytes) -> None:
         # Where one segment brings several heads, or head and body, they are parsed one after the other: a parser
         # that stumbles over the body (on a 204, say) would throw the head away with it, and 256 KiB of 1xx

@@ -44,7 +44,6 @@ from aiohttp.streams import StreamReader
 from core.egress import EgressPolicy, Target
 from core.failures import ErrorKind
 from worker.connector import (
-    MAX_HEAD_BYTES,
     MAX_INFORMATIONAL,
     EgressConnector,
     Handler,
@@ -90,15 +89,15 @@ class _Try:
 
     __slots__ = ("_cancellations", "_task", "_timer", "dialling_tls", "late", "phase", "status")
 
-    def __init__(self, deadline_s: float) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, deadline_s: float) -> None:
         self.phase = "No connection"
         self.dialling_tls = False
         self.status: int | None = None
         self.late = False
         # What `asyncio.timeout` does, for a third of its 6 µs.
-        self._task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._task = cast("asyncio.Task[Any]", asyncio.current_task(loop))
         self._cancellations = self._task.cancelling()
-        self._timer = asyncio.get_running_loop().call_later(deadline_s, self._be_late)
+        self._timer = loop.call_later(deadline_s, self._be_late)
 
     def _be_late(self) -> None:
         self.late = True
@@ -130,6 +129,7 @@ class EgressTransport(httpx.AsyncBaseTransport):
         keepalive_s: float = 15.0,
         resolver: AbstractResolver | None = None,
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._policy = policy
         self._resolver = resolver or ThreadResolver()
         self._connector = EgressConnector(
@@ -142,17 +142,16 @@ class EgressTransport(httpx.AsyncBaseTransport):
             keepalive_s=keepalive_s,
         )
         self._target = lru_cache(maxsize=4096)(policy.check_url)
-        self._peer = lru_cache(maxsize=4096)(Peer)
 
     async def post(self, target: Target, lines: bytes, body: bytes, deadline_s: float) -> Answer:
         """One attempt. `lines` are `header_lines`. Raises `SendError`."""
-        it = _Try(deadline_s)
+        it = _Try(self._loop, deadline_s)
         return await self._in_time(it, deadline_s, self._exchange(it, "POST", target, lines, body))
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """One attempt. Raises `SendError`."""
         deadline_s: float = request.extensions.get("deadline_s", DEFAULT_DEADLINE_S)
-        it = _Try(deadline_s)
+        it = _Try(self._loop, deadline_s)
         try:
             return _response(await self._in_time(it, deadline_s, self._exchange_httpx(it, request)))
         except SendError as error:
@@ -189,9 +188,10 @@ class EgressTransport(httpx.AsyncBaseTransport):
         return await self._exchange(it, request.method, target, header_lines(headers, "latin-1"), body)
 
     async def _exchange(self, it: _Try, method: str, target: Target, lines: bytes, body: bytes) -> Answer:
-        wire = b"%b%d\r\n%b\r\n%b" % (_request_head(method, target), len(body), lines, body)
-        it.dialling_tls = target.scheme == "https"
-        connector, peer = self._connector, self._peer(target)
+        peer, head = _route(method, target)
+        wire = b"%b%d\r\n%b\r\n%b" % (head, len(body), lines, body)
+        it.dialling_tls = peer.is_ssl()
+        connector = self._connector
         handler = connector.take(peer, MAX_CONNECTION_AGE_S)
         if handler is None:
             handler = await connector.dial(peer, MAX_CONNECTION_AGE_S)
@@ -219,11 +219,13 @@ def _unsent(handler: Handler) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _request_head(method: str, target: Target) -> bytes:
-    return (
+def _route(method: str, target: Target) -> tuple[Peer, bytes]:
+    """Whom to connect to, and a request's head as far as the length."""
+    head = (
         f"{method} {target.raw_path} HTTP/1.1\r\nHost: {target.host_header}\r\n"
         "Accept-Encoding: identity\r\nContent-Length: "
-    ).encode("ascii")
+    )
+    return Peer(target), head.encode("ascii")
 
 
 def header_lines(pairs: Iterable[tuple[str, str]], encoding: str = "ascii") -> bytes:
@@ -253,8 +255,7 @@ async def _read_head(handler: Handler) -> tuple[RawResponseMessage, StreamReader
             raise NotHttp
     else:
         raise NotHttp
-    headers = message.raw_headers
-    if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEAD_BYTES:
+    if len(message.raw_headers) > MAX_HEADERS or handler.head_is_too_large:
         raise HeadTooLarge
     return message, payload
 
@@ -267,7 +268,8 @@ async def _read_body(payload: StreamReader) -> tuple[bytes, str]:
     body = b""
     try:
         while not payload.at_eof():
-            body += await payload.readany()
+            # All there, mostly: it came in one segment with the head.
+            body += payload.read_nowait() if payload.is_eof() else await payload.readany()
             if len(body) > MAX_BODY_BYTES:
                 return body[:MAX_BODY_BYTES], _TRUNCATED
     except (aiohttp.ClientError, HttpProcessingError, OSError):
