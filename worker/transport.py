@@ -174,7 +174,11 @@ class EgressTransport(httpx.AsyncBaseTransport):
                 failure = send_error_from(error, dialling_tls=it.dialling_tls)
             if failure is None:
                 raise
-            raise failure from error
+            _let_go(error)
+            try:
+                raise failure from error
+            finally:
+                del failure  # it holds this frame
         except BaseException:
             it.end()
             raise
@@ -211,6 +215,18 @@ class EgressTransport(httpx.AsyncBaseTransport):
         else:
             connector.drop(peer, handler)
         return Answer(message.code, message.raw_headers, body, truncated=whole is _TRUNCATED, broken=whole is _BROKEN)
+
+
+def _let_go(error: BaseException) -> None:
+    """Cut the frames that a foreseen error passed off it.
+
+    They hold the request and what came, and the error is among what they hold: such a cycle, with its body, would
+    wait for the garbage collector.
+    """
+    chain = [error]
+    for each in chain:
+        chain += [one for one in (each.__cause__, each.__context__) if one is not None and one not in chain]
+        each.__traceback__ = each.__context__ = None
 
 
 def _unsent(handler: Handler) -> int:
@@ -272,7 +288,8 @@ async def _read_body(payload: StreamReader) -> tuple[bytes, str]:
             body += payload.read_nowait() if payload.is_eof() else await payload.readany()
             if len(body) > MAX_BODY_BYTES:
                 return body[:MAX_BODY_BYTES], _TRUNCATED
-    except (aiohttp.ClientError, HttpProcessingError, OSError):
+    except (aiohttp.ClientError, HttpProcessingError, OSError) as error:
+        _let_go(error)
         return body, _BROKEN
     return body, _WHOLE
 

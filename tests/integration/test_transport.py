@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import errno
 import gc
+import inspect
 import ipaddress
 import os
 import socket
@@ -380,6 +382,8 @@ def test_a_connection_the_receiver_closed_while_idle_is_not_written_to(receiver:
         for _ in range(20):
             answer = await post(transport, receiver.url("/close-after-response"))
             assert answer.status == 200
+            for idle in transport._connector._conns.values():
+                assert all(handler._poll.poll(5000) for handler, _ in idle)  # the FIN is on its way
 
     run(use)
     assert len(receiver.wait_for(20)) == 20  # each exactly once
@@ -479,6 +483,35 @@ def test_a_deadline_leaves_no_cancellation_behind(receiver: Receiver) -> None:
         assert task.cancelling() == 0
 
     run(use)
+
+
+@pytest.mark.parametrize(
+    "path", ["/close", "/reset", "/garbage", "/huge-header", "/lying-length", "/hang", "/drip", ""]
+)
+def test_a_failure_does_not_wait_for_the_garbage_collector(receiver: Receiver, path: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        nobody = f"http://127.0.0.1:{free.getsockname()[1]}/"
+
+    async def main() -> list[str]:
+        transport = EgressTransport(LOOPBACK)
+        gc.collect()
+        gc.disable()
+        try:
+            with contextlib.suppress(SendError):
+                await post(transport, receiver.url(path) if path else nobody)
+            for _ in range(10):  # until the loop has let go of the connection
+                await asyncio.sleep(0)
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            # The receiver is in this process, so only what is ours counts.
+            return [str(it) for it in gc.garbage if inspect.isframe(it) and "/worker/" in it.f_code.co_filename]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+            await transport.aclose()
+
+    assert uvloop.run(main()) == []
 
 
 @pytest.mark.parametrize("options", [{"limit": 2}, {"limit_per_host": 2}], ids=str)
