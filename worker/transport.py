@@ -1,14 +1,13 @@
-"""The transport that sends webhooks: httpx on the outside, aiohttp's connections inside, one policy for all.
+"""The transport that sends webhooks: its own requests over aiohttp's connections, one policy for all.
 
-A request names its target and its deadline in `extensions`; `build_request` makes one:
+    target = policy.check_url(url)
+    answer = await transport.post(target, header_lines(headers), body, deadline_s=15.0)
 
-    request = build_request(policy.check_url(url), headers=headers, body=body, deadline_s=15.0)
-    response = await transport.handle_async_request(request)
-
-Measured on 2 cores, 64 at a time, uvloop: 57 µs of CPU for both lines. A request without
-a target (`httpx.AsyncClient(transport=transport).post(url)`, 200 µs) has `str(request.url)` checked and
-parsed by `EgressPolicy.check_url`. Either way what is dialled and what stands in the request line comes from
-a `Target`, never from a second reading of the URL.
+Measured on 2 cores, 64 at a time, uvloop, 1 KB: 60 µs of CPU for the second line, where aiohttp's own client takes 147.
+It serves an `httpx.AsyncClient(transport=transport)` as well (370 µs, nearly all of them httpx's).
+`request.extensions` may name the `target` and the `deadline_s`; without a target, `str(request.url)` is checked and
+parsed by `EgressPolicy.check_url`. What is dialled and what stands in the request line comes from a `Target`, never
+from a second reading of the URL.
 
 What is sent: request line, `Host`, `Accept-Encoding: identity`, `Content-Length`, then the request's headers
 in their order and case, less those that frame, route or identify us (`_OURS`), then the body, in one write.

@@ -92,6 +92,14 @@ def test_schemes_reproduce_the_senders_own_published_vectors() -> None:
     )
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_signature_does_not_depend_on_what_was_signed_before(scheme: str) -> None:
+    signer = Signer(scheme, [SECRET, OLD_SECRET])
+    first = signer.headers(ID, AT, BODY)
+    assert signer.headers(ID, AT, b"another body") != first
+    assert signer.headers(ID, AT, BODY) == first
+
+
 def test_while_rotating_the_current_secret_signs_first_and_the_old_one_too() -> None:
     headers = dict(Signer("stripe", [OLD_SECRET, SECRET]).headers(ID, AT, BODY))
     old = dict(Signer("stripe", [OLD_SECRET]).headers(ID, AT, BODY))
