@@ -43,15 +43,14 @@ async def create(call: Call) -> Reply:
 
 async def index(call: Call) -> Reply:
     query = lists.parse(call.request)
-    checked = []
+    conditions = [col(Replay.organization_id) == call.organization_id]
     for name, value in query.filters.items():
         if name != "status" or value not in set(ReplayStatus):
             known = ", ".join(ReplayStatus)
             raise ValidationFailed.of(f"filters.{name}", f"There is filters[status], with one of: {known}")
-        checked.append(col(Replay.status) == value)
+        conditions.append(col(Replay.status) == value)
     async with call.transaction() as session:
-        conditions = [col(Replay.organization_id) == call.organization_id]
-        return await lists.run(session, query, Replay, conditions, views.replay, checked=checked)
+        return await lists.run(session, query, Replay, conditions, views.replay)
 
 
 async def show(call: Call) -> Reply:

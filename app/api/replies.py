@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 from starlette.responses import Response
@@ -14,36 +14,26 @@ from core import jsontext, timestamps
 from core.errors import AuthenticationFailed, HookwrightError, Unavailable
 
 
-class Reply(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Reply:
     """What a handler answers. `version` becomes the ETag; `meta` is added to the envelope's."""
 
     data: Any
     status: int = 200
     message: str | None = None
     version: int | None = None
-    meta: Mapping[str, Any] = MappingProxyType({})
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
-class _Answer(Response):
-    """Starlette's, without its work on every header's name: ours are all known."""
-
-    media_type = "application/json"
-
-    def __init__(self, body: bytes, status: int, request_id: str, more: Sequence[tuple[bytes, bytes]] = ()) -> None:
-        self.status_code = status
-        self.background = None
-        self.body = body
-        self.raw_headers = [
-            (b"x-request-id", request_id.encode("latin-1")),
-            (b"cache-control", b"no-store"),  # some answers show a secret, all grow old
-            (b"content-length", b"%d" % len(body)),
-            (b"content-type", b"application/json"),
-            *more,
-        ]
+def _headers(request_id: str) -> dict[str, str]:
+    return {"X-Request-ID": request_id, "Cache-Control": "no-store"}  # some answers show a secret, all grow old
 
 
 def success(reply: Reply, request_id: str, elapsed_ms: int) -> Response:
     meta = {"request_id": request_id, "processing_time_ms": elapsed_ms, **reply.meta}
+    headers = _headers(request_id)
+    if reply.version is not None:
+        headers["ETag"] = f'"version-{reply.version}"'
     body = {
         "data": reply.data,
         "meta": meta,
@@ -51,18 +41,17 @@ def success(reply: Reply, request_id: str, elapsed_ms: int) -> Response:
         "toast": False,
         "responseType": "success",
     }
-    more = () if reply.version is None else ((b"etag", b'"version-%d"' % reply.version),)
-    return _Answer(jsontext.dumps(body), reply.status, request_id, more)
+    return Response(jsontext.dumps(body), reply.status, headers, "application/json")
 
 
 def failure(error: HookwrightError, request_id: str) -> Response:
-    more: list[tuple[bytes, bytes]] = []
+    headers = _headers(request_id)
     if isinstance(error, Unavailable):
-        more.append((b"retry-after", b"%d" % error.retry_after_s))
+        headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, AuthenticationFailed):
-        more.append((b"www-authenticate", b"Bearer"))  # RFC 9110, section 15.5.2: every 401 names a scheme
+        headers["WWW-Authenticate"] = "Bearer"  # RFC 9110, section 15.5.2: every 401 names a scheme
     if allow := error.details.get("allow"):
-        more.append((b"allow", ", ".join(allow).encode("latin-1")))
+        headers["Allow"] = ", ".join(allow)
     body = {
         "data": None,
         "error": {
@@ -76,4 +65,4 @@ def failure(error: HookwrightError, request_id: str) -> Response:
         "toast": False,
         "responseType": "error",
     }
-    return _Answer(orjson.dumps(body, default=str), error.status, request_id, more)
+    return Response(orjson.dumps(body, default=str), error.status, headers, "application/json")

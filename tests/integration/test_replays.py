@@ -15,7 +15,6 @@ from core import deliveries, ids, replays
 from core.database import Database
 from core.deliveries import Finish, Verdict
 from core.errors import Conflict, NotFound, ValidationFailed
-from core.hints import Hint
 from core.models import Replay, ReplayStatus
 from core.replays import OPERATIONS, Group
 from core.states import DeadReason, DiscardReason, State
@@ -110,7 +109,7 @@ def test_the_selection_is_frozen_when_the_replay_is_created(database_url: str) -
         chosen = [await seeds.delivery(State.DEAD) for _ in range(3)]
         replay, _ = await create(seeds)
         late = await seeds.delivery(State.DEAD)
-        assert sorted(one.delivery_id for one in await replays.tick(seeds.database)) == sorted(chosen)
+        assert sorted(await replays.tick(seeds.database)) == sorted(chosen)
         assert await seeds.state(late) == ("dead", "exhausted")
         assert (await counters(seeds, replay.id))[:3] == ("running", 3, 3)
 
@@ -262,7 +261,7 @@ def test_a_ticker_that_comes_second_sends_nothing(database_url: str) -> None:
         chosen = [await seeds.delivery(State.DEAD) for _ in range(30)]
         replay, _ = await create(seeds, rate=10)
         sent = await asyncio.gather(*(replays.tick(seeds.database) for _ in range(5)))
-        together = [one.delivery_id for some in sent for one in some]
+        together = [delivery_id for some in sent for delivery_id in some]
         assert len(together) == 10
         assert set(together) < set(chosen)
         assert (await counters(seeds, replay.id))[2] == 10
@@ -304,7 +303,7 @@ def test_a_replay_that_fails_does_not_hold_up_the_others(
         good, _ = await create(seeds)
         genuine = deliveries.replay
 
-        async def failing(driver: Any, delivery_ids: Sequence[UUID], replay_id: UUID) -> list[Hint]:
+        async def failing(driver: Any, delivery_ids: Sequence[UUID], replay_id: UUID) -> set[UUID]:
             if replay_id == bad.id:
                 raise error
             return await genuine(driver, delivery_ids, replay_id)
@@ -377,7 +376,7 @@ def test_a_cancelled_replay_sends_no_more_and_keeps_what_it_sent(database_url: s
         assert cancelled.finished_at is not None
         await let_pass(seeds, 60)
         assert await replays.tick(seeds.database) == []
-        await finish(seeds, sent[0].delivery_id, SUCCESS)
+        await finish(seeds, sent[0], SUCCESS)
         assert await counters(seeds, replay.id) == ("cancelled", 10, 4, 1, 0, 0)
 
     seeded(database_url, run)
@@ -393,7 +392,7 @@ def test_a_step_overtaken_by_a_person_sends_nothing(
         before = await seeds.row(delivery_id)
         genuine = deliveries.replay
 
-        async def overtaken(driver: Any, delivery_ids: Sequence[UUID], replay_id: UUID) -> list[Hint]:
+        async def overtaken(driver: Any, delivery_ids: Sequence[UUID], replay_id: UUID) -> set[UUID]:
             await operate(seeds, replay.id, operation)
             return await genuine(driver, delivery_ids, replay_id)
 
@@ -412,7 +411,7 @@ def test_a_replay_goes_on_after_a_restart(database_url: str) -> None:
         sent: list[UUID] = []
         for _ in range(4):
             fresh = Database(database_url)  # a worker that knows nothing of the last one
-            sent += [one.delivery_id for one in await replays.tick(fresh)]
+            sent += await replays.tick(fresh)
             await fresh.close()
             await let_pass(seeds, 1.0)
         assert sorted(sent) == sorted(chosen)
