@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from arq.connections import ArqRedis
 
 from core.acceptance import Acceptance
+from core.breakers import Breakers
 from core.database import Database
 from core.hints import Hints
 from core.sealing import Sealer
@@ -26,3 +27,7 @@ class Services:
     @property
     def sealer(self) -> Sealer:
         return self.rules.sealer
+
+    @property
+    def breakers(self) -> Breakers:
+        return Breakers(self.redis)

@@ -19,6 +19,7 @@ from bench.platform import BenchError, Platform
 from bench.scenarios import Result, Scenario
 from cli.service import StartError
 
+ISOLATION_RATE = 300  # events a second to those that answer, and as many to those that hang
 WINDOW = 1_000  # deliveries on their way, where the backlog is to stay flat
 # Seconds of each load, of each floor and of idleness; and the events of the burst.
 QUICK = (8.0, 3.0, 10.0, 15_000)
@@ -50,10 +51,10 @@ async def run(options: argparse.Namespace) -> int:
     assert stopping is not None
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(signum, stopping.cancel)
-    _, floor_s, idle_s, _ = FULL if options.full else QUICK
+    seconds, floor_s, idle_s, _ = FULL if options.full else QUICK
     results: list[Result] = []
     measured: dict[str, float] = {}
-    wanted = options.only.split(",") if options.only else ["floors", "idle"]
+    wanted = options.only.split(",") if options.only else ["floors", "isolation", "idle"]
     with tempfile.TemporaryDirectory(prefix="hookwright-bench-") as temporary:
         folder = Path(temporary)
         async with Receiver() as receiver, Platform(options.workers, options.dir) as platform:
@@ -67,9 +68,16 @@ async def run(options: argparse.Namespace) -> int:
                 results.append(result)
                 if result.ledger is not None:
                     say(f"  {result.ledger.line()}")
+            if "isolation" in wanted:
+                say("isolation …")
+                results += await scenarios.isolation(
+                    ISOLATION_RATE, seconds, platform, receiver, folder, options.payload_bytes
+                )
+                for result in results[-3:-1]:
+                    say(f"  {result.name}: {result.ledger.line() if result.ledger else ''}")
             if results:
-                peaks = {name: f for name, f in results[-1].figures.items() if name.endswith("_peak_mb")}
-                results.append(Result("memory", peaks))
+                peaks = platform.peak_mb().items()
+                results.append(Result("memory", {f"{part}_peak_mb": peak for part, peak in peaks}))
             if "idle" in wanted:
                 say("idle …")
                 results.append(await scenarios.idle(platform, idle_s))
@@ -110,7 +118,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, help="one more run, at this many events a second")
     parser.add_argument("--workers", type=int, default=1, help="worker processes (default 1)")
     parser.add_argument(
-        "--only", help="some of: floors, burst, closed, sustained, fan-out, latency-50, latency-1000, chosen, idle"
+        "--only",
+        help="some of: floors, burst, closed, sustained, fan-out, latency-50, latency-1000, isolation, chosen, idle",
     )
     parser.add_argument(
         "--dir", type=Path, help="where the data folder is made (default: the system's temporary folder)"

@@ -37,6 +37,7 @@ class Order:
     path: str = "/v1/events"
     key: str = ""
     event_type: str = "bench"
+    event_types: int = 1  # of several, `bench.0`, `bench.1` and so on come in turn
     payload_bytes: int = 1024  # of `data`
     connections: int = 64
     events: int | None = None
@@ -63,11 +64,11 @@ class Outcome:
     ended_at: float = 0.0  # when the last event was written
 
 
-def body_of(order: Order) -> tuple[bytes, bytes]:
+def body_of(order: Order, event_type: str) -> tuple[bytes, bytes]:
     """What stands before and after the ten digits of an event's number."""
     rest = len('{"number":1000000000,"text":""}')
     text = random.Random(1).randbytes(order.payload_bytes).hex()[: max(1, order.payload_bytes - rest)]
-    before = f'{{"event_type":"{order.event_type}","data":{{"number":'
+    before = f'{{"event_type":"{event_type}","data":{{"number":'
     after = f',"text":"{text}"}}}}'
     length = len(before) + 10 + len(after)
     head = (
@@ -83,7 +84,10 @@ class Generator:
         self.outcome = Outcome()
         self.idle: list[Connection] = []
         self.connections: set[Connection] = set()
-        self._before, self._after = body_of(order)
+        names = [order.event_type]
+        if order.event_types > 1:
+            names = [f"{order.event_type}.{number}" for number in range(order.event_types)]
+        self._bodies = [body_of(order, name) for name in names]
         self._made = 0
         self._deadline = float("inf")
         self._received = 0
@@ -120,7 +124,8 @@ class Generator:
     def next_request(self) -> bytes:
         self._made += 1
         self.outcome.ended_at = time.monotonic()
-        return b"%b%d%b" % (self._before, 1_000_000_000 + self._made, self._after)
+        before, after = self._bodies[self._made % len(self._bodies)]
+        return b"%b%d%b" % (before, 1_000_000_000 + self._made, after)
 
     def answered(self, connection: Connection, written_at: float, head: bytes, body: bytes) -> None:
         status = head[9:12].decode()

@@ -127,13 +127,17 @@ class Platform:
             await connection.close()
 
     async def subscribe(self, urls: list[str], event_type: str) -> None:
+        for url in urls:
+            await self.call("POST", "/v1/webhooks/subscriptions", {"url": url, "events": [event_type]})
+
+    async def call(self, method: str, path: str, body: Any = None) -> Any:
+        """The answer's `data`. Raises `BenchError` on anything but success."""
         headers = {"X-API-Key": self.key}
         async with httpx.AsyncClient(base_url=self.url, headers=headers, trust_env=False) as client:
-            for url in urls:
-                body = {"url": url, "events": [event_type]}
-                answer = await client.post("/v1/webhooks/subscriptions", json=body)
-                if answer.status_code != 201:
-                    raise BenchError(f"a subscription was refused: {answer.status_code} {answer.text[:500]}")
+            answer = await client.request(method, path, json=body)
+        if not answer.is_success:
+            raise BenchError(f"{method} {path}: {answer.status_code} {answer.text[:500]}")
+        return answer.json()["data"] if answer.content else None
 
     # --- starting ---
 

@@ -99,6 +99,17 @@ def _idle(f: Mapping[str, float], floors: Mapping[str, float]) -> list[Row]:
     ]
 
 
+def _isolation(f: Mapping[str, float], floors: Mapping[str, float]) -> list[Row]:
+    def both(name: str, digits: int) -> str:
+        return f"{f[name]:.2f} × ({_n(f, f'{name}_alone', digits)} → {_n(f, f'{name}_beside', digits)})"
+
+    return [
+        Row("beside as much for 20 endpoints that hang: delivered/s", both("delivered_per_s", 0), "≥ 0.9"),
+        Row("  POST written to receipt, p50 ms", both("receipt_ms_p50", 1)),
+        Row("  POST written to receipt, p99 ms", both("receipt_ms_p99", 1), "≤ 2"),
+    ]
+
+
 def _memory(f: Mapping[str, float], floors: Mapping[str, float]) -> list[Row]:
     return [Row(f"most memory: {part}, MB a process", _n(f, f"{part}_peak_mb"), "≤ 150") for part in ("web", "worker")]
 
@@ -110,6 +121,9 @@ _SECTIONS: dict[str, Callable[[Mapping[str, float], Mapping[str, float]], list[R
     "fan-out": _fan_out,
     "latency-50": _latency("50", "p50 ≤ 12, p99 ≤ 40"),
     "latency-1000": _latency("1,000", "p50 ≤ 40, p99 ≤ 150"),
+    "alone": lambda f, floors: [],
+    "beside": lambda f, floors: [],
+    "isolation": _isolation,
     "idle": _idle,
     "memory": _memory,
 }

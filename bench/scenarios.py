@@ -10,18 +10,19 @@ import signal
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench import ledger
 from bench.children import Heard, Receiver, generate
 from bench.ledger import Ledger
 from bench.load import Order, Outcome
-from bench.platform import Platform
+from bench.platform import BenchError, Platform
 
 DRAIN_WITHIN_S = 120.0
 CONNECTIONS = 64
 IDLE_AFTER_S = 3.0  # what a run leaves behind (checkpoint, vacuum) is not idleness
+HANGING = 20  # endpoints that never answer
 PARTS = ("web", "worker", "postgres")
 
 
@@ -45,7 +46,16 @@ class Result:
     ledger: Ledger | None = None
 
 
-async def run(scenario: Scenario, platform: Platform, receiver: Receiver, folder: Path, payload_bytes: int) -> Result:
+async def run(
+    scenario: Scenario,
+    platform: Platform,
+    receiver: Receiver,
+    folder: Path,
+    payload_bytes: int,
+    *,
+    drains: bool = True,
+) -> Result:
+    """`drains`: False where something else stays pending, so that only its own receipts are waited for."""
     event_type = f"bench.{scenario.name.replace('-', '_')}"
     await platform.subscribe(receiver.urls(scenario.name, scenario.fanout), event_type)
     order = Order(
@@ -70,7 +80,7 @@ async def run(scenario: Scenario, platform: Platform, receiver: Receiver, folder
     finally:
         platform.signal_workers(signal.SIGCONT)
     resumed_at = time.monotonic()
-    await _drained(platform, receiver, scenario, len(outcome.ids) * scenario.fanout)
+    await _drained(platform, receiver, scenario, len(outcome.ids) * scenario.fanout, event_type if not drains else None)
     drained_at = time.monotonic()
     after = platform.cpu_s()
     heard = await receiver.dump(scenario.name)
@@ -83,13 +93,16 @@ async def run(scenario: Scenario, platform: Platform, receiver: Receiver, folder
     return result
 
 
-async def _drained(platform: Platform, receiver: Receiver, scenario: Scenario, wanted: int) -> None:
+async def _drained(
+    platform: Platform, receiver: Receiver, scenario: Scenario, wanted: int, event_type: str | None
+) -> None:
     """Until all is received and recorded, or nothing is to be hoped for; the ledger tells which."""
+    own = "" if event_type is None else f" AND event_type = '{event_type}'"
     deadline = time.monotonic() + DRAIN_WITHIN_S
     while await receiver.count(scenario.name) < wanted and time.monotonic() < deadline:  # noqa: ASYNC110 - other processes
         await asyncio.sleep(0.02)
     while time.monotonic() < deadline:
-        [row] = await platform.query("SELECT count(*) FROM deliveries WHERE state IN ('pending', 'sending')")
+        [row] = await platform.query(f"SELECT count(*) FROM deliveries WHERE state IN ('pending', 'sending'){own}")
         if row["count"] == 0:
             return
         await asyncio.sleep(0.02)
@@ -137,6 +150,51 @@ def _cpu_figures(before: dict[str, float], after: dict[str, float], deliveries: 
     if not deliveries:
         return {}
     return {f"{part}_cpu_us": (after[part] - before[part]) / deliveries * 1e6 for part in PARTS}
+
+
+async def isolation(
+    rate: float, seconds: float, platform: Platform, receiver: Receiver, folder: Path, payload_bytes: int
+) -> list[Result]:
+    """The same load twice: alone, and beside as much for endpoints that never answer."""
+    alone = Scenario("alone", seconds=seconds, rate=rate)
+    beside = replace(alone, name="beside")
+    before = await run(alone, platform, receiver, folder, payload_bytes)
+    stuck = [
+        await platform.call(
+            "POST",
+            "/v1/webhooks/subscriptions",
+            {"url": f"http://127.0.0.1:{receiver.port}/hanging/{number}", "events": [f"bench.hanging.{number}"]},
+        )
+        for number in range(HANGING)
+    ]
+    order = Order(
+        port=platform.port,
+        key=platform.key,
+        event_type="bench.hanging",
+        event_types=HANGING,
+        payload_bytes=payload_bytes,
+        seconds=seconds + IDLE_AFTER_S,
+        rate=rate,
+        scenario="hanging",
+    )
+    hanging = asyncio.create_task(generate(order, folder))
+    await asyncio.sleep(IDLE_AFTER_S)  # from the first hanging request on until what was measured of them shows
+    after = await run(beside, platform, receiver, folder, payload_bytes, drains=False)
+    outcome = await hanging
+    [row] = await platform.query("SELECT count(*) FROM deliveries WHERE event_type LIKE 'bench.hanging.%'")
+    if row["count"] != len(outcome.ids) or after.ledger is None:
+        raise BenchError(f"{len(outcome.ids)} events for endpoints that hang were accepted, {row['count']} are stored")
+    for one in stuck:
+        await platform.call("DELETE", f"/v1/webhooks/subscriptions/{one['subscription_id']}")
+    return [before, after, Result("isolation", _ratios(before.figures, after.figures))]
+
+
+def _ratios(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for name in ("delivered_per_s", "receipt_ms_p50", "receipt_ms_p99"):
+        figures[name] = after[name] / before[name]
+        figures[f"{name}_alone"], figures[f"{name}_beside"] = before[name], after[name]
+    return figures
 
 
 async def idle(platform: Platform, seconds: float) -> Result:

@@ -14,10 +14,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
-from sqlalchemy import event
+from sqlalchemy import PoolProxiedConnection, event
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.util import greenlet_spawn
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from core import jsontext
@@ -142,16 +143,25 @@ class Database:
     @asynccontextmanager
     async def driver(self) -> AsyncIterator[Any]:
         """An asyncpg connection (typed Any: asyncpg ships no types). It commits each statement by itself."""
-        async with self.engine.connect() as connection:
-            raw = await connection.get_raw_connection()
-            try:
-                yield raw.driver_connection
-            except BaseException as error:
-                # SQLAlchemy does not see errors of the driver's own connection. After a cancellation or a timeout
-                # its protocol state is unknown, so it is not given back.
-                if _spoils(error):
-                    await connection.invalidate()
-                raise
+        pooled = await self._from_pool()
+        try:
+            yield pooled.driver_connection
+        except BaseException as error:
+            # SQLAlchemy does not see errors of the driver's own connection. After a cancellation or a timeout
+            # its protocol state is unknown, so it is not given back.
+            if _spoils(error):
+                await greenlet_spawn(pooled.invalidate)
+            raise
+        finally:
+            if pooled.is_valid:
+                await greenlet_spawn(pooled.close)
+
+    async def _from_pool(self) -> PoolProxiedConnection:
+        """Without SQLAlchemy's own connection around the driver's, which doubles the CPU time of a checkout."""
+        try:
+            return await self.engine.raw_connection()
+        except self.engine.dialect.loaded_dbapi.Error as error:
+            raise error.__cause__ or error from None  # SQLAlchemy's wrapping of the driver's error; see `_cause`
 
     async def close(self) -> None:
         """Closes the pool; connections that are out are closed when they come back."""

@@ -15,6 +15,7 @@ HookwrightError
 ├── UnsupportedMediaType     not JSON
 ├── IdempotencyKeyReused     the same key came with another body
 ├── Unavailable              a part that is needed does not answer; try again later
+│   └── CircuitBreakerOpen   the receiver fails, so nothing is sent to it for now
 ├── SealError                a stored secret can't be opened (core.sealing); an operator's business, 500
 ├── BlockedAddress           egress policy forbids an address (core.egress); becomes an attempt's error kind
 └── WrongSettings            a setting is missing, unknown or wrong (core.settings); stops the start
@@ -140,3 +141,9 @@ class Unavailable(HookwrightError):
     def __init__(self, message: str | None = None, *, retry_after_s: int = 1) -> None:
         self.retry_after_s = retry_after_s
         super().__init__(message)
+
+
+class CircuitBreakerOpen(Unavailable):
+    """The subscription's circuit breaker is open; wait until it tries again, or reset it"""
+
+    code = "CIRCUIT_BREAKER_OPEN"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -14,8 +13,8 @@ from core import ids, jsontext, timestamps
 from core.payloads import StoredEvent
 
 
-@dataclass(frozen=True, slots=True)
-class NewEvent:
+# Tuples: a frozen dataclass takes twice as long to make, field by field.
+class NewEvent(NamedTuple):
     """An event that passed validation, with the bytes that will be sent."""
 
     id: UUID
@@ -31,8 +30,7 @@ class NewEvent:
     only_for: UUID | None = None  # a test event goes to this subscription, whatever it subscribes to
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(NamedTuple):
     """One accepted event. `duplicate`: it was there before, under the same `event_id` of the producer."""
 
     id: UUID

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 from uuid import UUID
 
@@ -20,6 +20,8 @@ from redis.exceptions import RedisError
 
 QUEUE = "hookwright:deliver"
 JOB = "deliver"
+WAKE = "hookwright:wake"  # a list that workers wait at, so that they need not look into the queue all the time
+MAX_WAKINGS = 16
 MAX_IDS = 100  # deliveries a job; a larger fan-out is shared among workers
 EXPIRES_S = 600  # by then the sweep has long found them
 REST_S = 1.0  # after a failure, how long Redis is left alone
@@ -30,6 +32,14 @@ CLOCKS_APART_S = 2 * 3_600
 MAX_WAITING = 50_000  # deliveries; beyond that hints are dropped rather than piled up
 
 log = structlog.get_logger(__name__)
+
+
+class Hint(NamedTuple):
+    """A delivery that may be sent now, and whose it is, by which workers see whether they have room for it."""
+
+    organization_id: UUID
+    subscription_id: UUID
+    delivery_id: UUID
 
 
 def serialize(job: dict[str, Any]) -> bytes:
@@ -72,21 +82,22 @@ class Hints:
 
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
-        self._waiting: deque[UUID] = deque()
+        self._waiting: deque[Hint] = deque()
         self._sender: asyncio.Task[None] | None = None
 
-    def send(self, delivery_ids: Sequence[UUID]) -> None:
+    def send(self, news: Sequence[Hint]) -> None:
         """Tells the workers of new deliveries, soon. Returns at once."""
         if len(self._waiting) < MAX_WAITING:
-            self._waiting.extend(delivery_ids)
+            self._waiting.extend(news)
         if self._sender is None or self._sender.done():
             self._sender = asyncio.create_task(self._send_all())
 
     async def _send_all(self) -> None:
         while self._waiting:
-            batch = [self._waiting.popleft().hex for _ in range(min(MAX_IDS, len(self._waiting)))]
+            batch = [self._waiting.popleft() for _ in range(min(MAX_IDS, len(self._waiting)))]
             try:
-                await self._redis.enqueue_job(JOB, batch, _defer_by=-CLOCKS_APART_S, _expires=EXPIRES_S)
+                await self._redis.enqueue_job(JOB, pack(batch), _defer_by=-CLOCKS_APART_S, _expires=EXPIRES_S)
+                await self._wake()
             except (RedisError, OSError, TimeoutError) as error:
                 # Dropped, not kept: the sweep works from the same rows, and Redis may be away for long.
                 log.warning("hints were lost; the sweep will find their deliveries", error=repr(error))
@@ -94,9 +105,33 @@ class Hints:
                 await asyncio.sleep(REST_S)
                 self._waiting.clear()
 
+    async def _wake(self) -> None:
+        """Ends one worker's nap (`worker.picker`). Wakings that nobody waited for don't pile up."""
+        pipe: Any = self._redis.pipeline(transaction=False)
+        await pipe.lpush(WAKE, b"").ltrim(WAKE, 0, MAX_WAKINGS - 1).execute()
+
     async def close(self) -> None:
         """Sends what waits, but not for longer than `TIMEOUT_S`."""
         if self._sender is not None:
             await asyncio.wait([self._sender], timeout=TIMEOUT_S)
             self._sender.cancel()
         await self._redis.aclose(close_connection_pool=True)
+
+
+def pack(hints: Sequence[Hint]) -> list[list[str]]:
+    """As they stand in a job: a list of organization, subscription and its deliveries, all in hex."""
+    groups: dict[tuple[UUID, UUID], list[str]] = {}
+    for organization_id, subscription_id, delivery_id in hints:
+        groups.setdefault((organization_id, subscription_id), [organization_id.hex, subscription_id.hex]).append(
+            delivery_id.hex
+        )
+    return list(groups.values())
+
+
+def unpack(packed: list[list[str]]) -> list[Hint]:
+    """What `pack` packed. Raises ValueError or TypeError on anything else."""
+    hints = []
+    for organization, subscription, *deliveries in packed:
+        organization_id, subscription_id = UUID(hex=organization), UUID(hex=subscription)
+        hints += [Hint(organization_id, subscription_id, UUID(hex=one)) for one in deliveries]
+    return hints

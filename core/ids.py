@@ -18,9 +18,13 @@ from uuid import UUID
 from core.errors import InvalidId
 
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_LOW_60 = (1 << 60) - 1
 _LOW_62 = (1 << 62) - 1
+_VARIANT = 0b10 << 62
+_VERSION_7 = 0x7 << 76 | _VARIANT
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
+_PAIRS = [high + low for high in ALPHABET for low in ALPHABET]  # the text of each 10 bits
 _VALUE = {char: value for value, char in enumerate(ALPHABET)}
 _VALUE |= {char.lower(): value for char, value in list(_VALUE.items())}
 
@@ -51,20 +55,15 @@ class IdFactory:
         with self._lock:
             # When the clock stands still or steps back, count on from the last id instead: order is kept, and an
             # overflow of the 12-bit counter simply borrows the next millisecond.
-            self._last = max(self._last + 1, self._now_ms() << 12)
-            stamp = self._last
-        return _assemble(stamp >> 12, stamp & 0xFFF, self._tail())
+            self._last = stamp = max(self._last + 1, self._now_ms() << 12)
+        return UUID(int=stamp >> 12 << 80 | (stamp & 0xFFF) << 64 | _VERSION_7 | self._tail())
 
     def within(self, parent: UUID) -> UUID:
         """An id that shares the first 64 bits (time and counter) of `parent`."""
-        return UUID(int=(parent.int >> 64 << 64) | 0b10 << 62 | self._tail())
+        return UUID(int=parent.int >> 64 << 64 | _VARIANT | self._tail())
 
     def _tail(self) -> int:
         return int.from_bytes(self._random_bytes(8), "big") & _LOW_62
-
-
-def _assemble(ms: int, counter: int, tail: int) -> UUID:
-    return UUID(int=ms << 80 | 0x7 << 76 | counter << 64 | 0b10 << 62 | tail)
 
 
 new_id = IdFactory()
@@ -100,8 +99,15 @@ def family_bounds(parent: UUID) -> tuple[UUID, UUID]:
 
 def show(prefix: str, id_: UUID) -> str:
     """`evt_01JZ…`: the prefix and 26 Crockford base32 characters, most significant first."""
-    number = id_.int
-    return f"{prefix}_" + "".join(ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
+    # Done several times an event: a loop, or shifting all 128 bits each time, takes two to five times as long.
+    pairs, number = _PAIRS, id_.int
+    high, low = number >> 60, number & _LOW_60
+    return (
+        f"{prefix}_{pairs[high >> 60]}{pairs[high >> 50 & 1023]}{pairs[high >> 40 & 1023]}{pairs[high >> 30 & 1023]}"
+        f"{pairs[high >> 20 & 1023]}{pairs[high >> 10 & 1023]}{pairs[high & 1023]}"
+        f"{pairs[low >> 50]}{pairs[low >> 40 & 1023]}{pairs[low >> 30 & 1023]}{pairs[low >> 20 & 1023]}"
+        f"{pairs[low >> 10 & 1023]}{pairs[low & 1023]}"
+    )
 
 
 def parse(prefix: str, text: str) -> UUID:

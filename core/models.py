@@ -185,6 +185,8 @@ class Subscription(SQLModel, table=True):
     retry_policy: dict[str, Any] | None = Field(default=None, sa_column=_json(nullable=True))  # none: the default
     headers: bytes | None = Field(default=None, sa_column=Column(LargeBinary))  # sealed JSON object
     timeout_ms: int = Field(default=15_000, sa_column=_integer(15_000))
+    limits: dict[str, Any] | None = Field(default=None, sa_column=_json(nullable=True))  # none: the defaults
+    circuit_breaker: dict[str, Any] | None = Field(default=None, sa_column=_json(nullable=True))  # none: the defaults
     description: str = Field(default="", sa_column=_text(default=""))
     metadata_: dict[str, Any] = Field(
         default_factory=dict, sa_column=Column("metadata", JSONB, nullable=False, server_default=text("'{}'"))
@@ -224,7 +226,7 @@ class Event(SQLModel, table=True):
     """One accepted message. `payload` is the exact body of the default format; its time of acceptance is in its id."""
 
     __tablename__ = "events"
-    __table_args__ = (Index(None, "organization_id", "id"), DAILY)
+    __table_args__ = (Index(None, "organization_id", "id"), Index(None, "organization_id", "event_type", "id"), DAILY)
 
     id: UUID = Field(sa_column=_id())
     organization_id: UUID = Field(sa_column=_uuid())
@@ -250,6 +252,12 @@ class EventKey(SQLModel, table=True):
     event_id: UUID = Field(sa_column=_uuid())
 
 
+# Deliveries that left the straight path from new over sending to delivered: failed, waiting for another reason, dead,
+# discarded. Few of all, and most of what anybody looks for.
+OFF_PATH = "reason <> 'new' OR error_kind IS NOT NULL"
+_FILTERED = ("state", "reason", "error_kind", "status_code", "event_type")
+
+
 class Delivery(SQLModel, table=True):
     """One event for one subscription. Written by `core.deliveries` alone."""
 
@@ -272,19 +280,45 @@ class Delivery(SQLModel, table=True):
         ),
         Index(None, "organization_id", "id"),
         Index(None, "subscription_id", "id"),
-        Index("ix_deliveries_due", "due_at", postgresql_where=text("state IN ('pending', 'sending')")),
+        Index(
+            "ix_deliveries_due",
+            text("(CASE reason WHEN 'retry' THEN 1 WHEN 'replay' THEN 2 ELSE 0 END)"),
+            "due_at",
+            postgresql_where=text(
+                "state IN ('pending', 'sending') AND (reason IS NULL OR reason IN ('new', 'retry', 'replay'))"
+            ),
+        ),
+        Index(
+            "ix_deliveries_parked",
+            "subscription_id",
+            text("(CASE WHEN attempt_count > 0 THEN 1 WHEN series > 0 THEN 2 ELSE 0 END)"),
+            "id",
+            postgresql_where=text("state = 'pending' AND reason IN ('rate_limited', 'breaker_open')"),
+        ),
         Index(
             "ix_deliveries_held",
             "subscription_id",
             "id",
             postgresql_where=text("state = 'pending' AND reason = 'paused'"),
         ),
-        Index("ix_deliveries_dead", "organization_id", "id", postgresql_where=text("state = 'dead'")),
+        Index("ix_deliveries_pending", "organization_id", "id", postgresql_where=text("state = 'pending'")),
+        # Behind the id, which gives the order, stands what lists filter by: it is checked in the index.
         Index(
-            "ix_deliveries_dead_subscription",
+            "ix_deliveries_off_path",
+            "organization_id",
+            "id",
+            *_FILTERED,
+            "subscription_id",
+            postgresql_where=text(OFF_PATH),
+        ),
+        # The last condition always holds. It keeps PostgreSQL from reading this index where no subscription is named.
+        Index(
+            "ix_deliveries_off_path_subscription",
+            "organization_id",
             "subscription_id",
             "id",
-            postgresql_where=text("state = 'dead'"),
+            *_FILTERED,
+            postgresql_where=text(f"({OFF_PATH}) AND subscription_id IS NOT NULL"),
         ),
         Index("ix_deliveries_replay", "replay_id", "id", postgresql_where=text("replay_id IS NOT NULL")),
         DAILY,
@@ -330,6 +364,27 @@ class Attempt(SQLModel, table=True):
     request_headers: str = Field(sa_column=_text())  # JSON list of pairs, custom values masked
     response_headers: str | None = Field(default=None, sa_column=_text(nullable=True))  # JSON list of pairs
     response_body: bytes | None = Field(default=None, sa_column=Column(LargeBinary))  # the first 4 KiB
+
+
+class DeliveryStats(SQLModel, table=True):
+    """What came of attempts within one minute. Written by `core.stats` alone.
+
+    Rows are updated many times in their first minute and never after: room in each page lets that happen without
+    touching an index.
+    """
+
+    __tablename__ = "delivery_stats"
+    __table_args__ = (Index(None, "minute"), {"postgresql_with": {"fillfactor": 70}})
+
+    organization_id: UUID = Field(sa_column=_id())
+    subscription_id: UUID = Field(sa_column=_id())  # or zero, in the rows of the whole organization
+    minute: datetime = Field(sa_column=Column(DateTime(timezone=True), primary_key=True))
+    error_kind: str = Field(default="", sa_column=Column(Text, primary_key=True, server_default=text("''")))
+    attempts: int = Field(default=0, sa_column=_integer(0))
+    retries: int = Field(default=0, sa_column=_integer(0))  # of these, not the first of their delivery and series
+    dead: int = Field(default=0, sa_column=_integer(0))  # deliveries given up
+    dead_retried: int = Field(default=0, sa_column=_integer(0))  # of these, after more than one attempt
+    duration_ms: int = Field(default=0, sa_column=_integer(0, BigInteger))  # of all attempts, together
 
 
 class Replay(SQLModel, table=True):
@@ -393,3 +448,12 @@ class IdempotencyKey(SQLModel, table=True):
     body_hash: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     response: bytes = Field(sa_column=Column(LargeBinary, nullable=False))  # sealed: it may show a secret once
     created_at: datetime = Field(default_factory=_now, sa_column=_time(now=True))
+
+
+class Worker(SQLModel, table=True):
+    """A worker process that said not long ago that it lives. Limits are divided among them."""
+
+    __tablename__ = "workers"
+
+    id: UUID = Field(sa_column=_id())
+    seen_at: datetime = Field(sa_column=_time(now=True))

@@ -6,24 +6,30 @@ running replay once a second (`tick`), each step one transaction, so a restart g
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 import structlog
 from sqlalchemy import Uuid, bindparam, func, insert
+from sqlalchemy.exc import DBAPIError
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from core import deliveries, ids, selection
 from core.database import Database, driver_of, spares_others
 from core.errors import Conflict, NotFound, ValidationFailed
+from core.hints import Hint
 from core.models import Delivery, Replay, ReplayItem, ReplayStatus
 
 log = structlog.get_logger(__name__)
 
 MAX_SELECTION = 100_000  # what is surely frozen within the time of one call, on a busy machine too
+# A selection is counted exactly or not at all. Dead letters are counted in an index; what was delivered is many rows.
+COUNT_TIMEOUT_MS = 5_000
 DEFAULT_RATE, MAX_RATE = 50, 10_000
 # A worker that was away does not make up for it with a flood: a step sends at most what this time allows, or two
 # intervals of ticks where those are longer.
@@ -54,14 +60,33 @@ def freeze(filters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def preview(session: AsyncSession, organization_id: UUID, filters: Mapping[str, Any]) -> list[Group]:
-    """Exact counts of what `filters` choose now. Raises `ValidationFailed` on a wrong filter."""
+    """Exact counts of what `filters` choose now. Raises `ValidationFailed` on a wrong filter, or where counting takes
+    longer than `COUNT_TIMEOUT_MS`."""
     query = (
         select(col(Delivery.subscription_id), col(Delivery.error_kind), func.count())
         .where(*selection.conditions(organization_id, filters))
         .group_by(col(Delivery.subscription_id), col(Delivery.error_kind))
         .order_by(func.count().desc())
     )
-    return [Group(*row) for row in (await session.exec(query)).all()]
+    async with _in_time(session):
+        return [Group(*row) for row in (await session.exec(query)).all()]
+
+
+@asynccontextmanager
+async def _in_time(session: AsyncSession) -> AsyncIterator[None]:
+    await selection.plan_by_value(session)
+    connection = await session.connection()
+    await connection.exec_driver_sql(f"SET LOCAL statement_timeout = {COUNT_TIMEOUT_MS}")
+    try:
+        yield
+    except DBAPIError as error:
+        if error.orig is not None and isinstance(error.orig.__cause__, asyncpg.QueryCanceledError):
+            raise ValidationFailed.of(
+                "filters",
+                f"They choose among more deliveries than can be looked at in {COUNT_TIMEOUT_MS / 1000:g} s; narrow them"
+                " by created_after and created_before, or by subscription_id",
+            ) from None
+        raise
 
 
 async def create(
@@ -72,12 +97,14 @@ async def create(
     rate_per_second: int,
     created_by: str,
 ) -> tuple[Replay, list[Group]]:
-    """Freezes the selection and queues the job. Raises `ValidationFailed` on a wrong filter or too large a choice."""
+    """Freezes the selection and queues the job. Raises `ValidationFailed` on a wrong filter, too large a choice, or
+    where choosing takes longer than `COUNT_TIMEOUT_MS`."""
     if not 1 <= rate_per_second <= MAX_RATE:
         raise ValidationFailed.of("rate_per_second", f"Must be from 1 to {MAX_RATE}")
     conditions = selection.conditions(organization_id, filters)
     replay_id = ids.new_id()
-    groups = await _freeze_items(session, replay_id, conditions)
+    async with _in_time(session):
+        groups = await _freeze_items(session, replay_id, conditions)
     total = sum(group.count for group in groups)
     if total > MAX_SELECTION:
         raise ValidationFailed.of(
@@ -187,7 +214,7 @@ async def operate(session: AsyncSession, organization_id: UUID, replay_id: UUID,
 # --- advancing -----------------------------------------------------------------------------------------------------
 
 
-async def tick(database: Database, interval_s: float = 1.0) -> list[UUID]:
+async def tick(database: Database, interval_s: float = 1.0) -> list[Hint]:
     """Takes every running replay one step further. Returns the deliveries that are now due. `interval_s`: the time
     between two calls.
 
@@ -196,7 +223,7 @@ async def tick(database: Database, interval_s: float = 1.0) -> list[UUID]:
     """
     async with database.driver() as driver:
         running = [row["id"] for row in await driver.fetch(_RUNNING)]
-    due: list[UUID] = []
+    due: list[Hint] = []
     for replay_id in running:
         try:
             async with database.driver() as driver, driver.transaction():
@@ -216,7 +243,7 @@ class _Steered(Exception):
     """It was paused or cancelled while we advanced it: nothing of this step counts."""
 
 
-async def _step(driver: Any, replay_id: UUID, max_s: float) -> list[UUID]:
+async def _step(driver: Any, replay_id: UUID, max_s: float) -> list[Hint]:
     # An advisory lock keeps other workers off. The row itself is locked last, by the counters: see replay_items.
     if not await driver.fetchval(_TRY_LOCK, str(replay_id)):
         return []
@@ -228,13 +255,13 @@ async def _step(driver: Any, replay_id: UUID, max_s: float) -> list[UUID]:
     if allowed < 1:
         return []  # too soon: the time keeps counting from the last step
     chosen = [row["delivery_id"] for row in await driver.fetch(_WAITING, replay_id, allowed)]
-    moved = await deliveries.replay(driver, chosen, replay_id) if chosen else set()
+    moved = await deliveries.replay(driver, chosen, replay_id) if chosen else []
     is_open = await driver.fetchval(_OPEN, replay_id)
     if chosen or not is_open:
         left_s = elapsed_s - allowed / rate  # a fraction of a delivery's time, saved for the next step
         if await driver.fetchval(_PACE if is_open else _COMPLETE, replay_id, left_s) is None:
             raise _Steered
-    return [one for one in chosen if one in moved]
+    return moved
 
 
 # Those that have something waiting, or nothing open any more. The others wait for the outcomes of what they sent.

@@ -3,23 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement
+from sqlalchemy import Boolean, ColumnElement, literal_column
 from sqlmodel import col
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from core import ids
 from core.errors import ValidationFailed
 from core.failures import ErrorKind
-from core.models import Delivery
+from core.models import OFF_PATH, Delivery, Event
 from core.states import DeadReason, DiscardReason, PendingReason, State
 
 MAX_IDS = 1_000
 REASONS = tuple(str(one) for kind in (PendingReason, DeadReason, DiscardReason) for one in kind)
 
 Condition = ColumnElement[bool]
+
+
+# As literals, so that PostgreSQL sees at once that a partial index serves.
+_LEFT_THE_PATH: Condition = literal_column(f"({OFF_PATH})", Boolean)
+_PENDING: Condition = literal_column("(deliveries.state = 'pending')", Boolean)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which deliveries are chosen: those that an index yields in the order of their ids (`walked`), as far as each of
+    them passes `checked`.
+
+    `in_index`: the index itself checks. `events`: they are better found through their events, which have an index on
+    the type, as deliveries have not: the conditions of those.
+    """
+
+    walked: Sequence[Condition]
+    checked: Sequence[Condition]
+    in_index: bool = False
+    events: Sequence[Condition] = ()
 
 
 def conditions(organization_id: UUID, filters: Mapping[str, Any]) -> list[Condition]:
@@ -30,7 +53,51 @@ def conditions(organization_id: UUID, filters: Mapping[str, Any]) -> list[Condit
 
     Raises `ValidationFailed` that names an unknown filter or a wrong value.
     """
-    found: list[Condition] = [col(Delivery.organization_id) == organization_id]
+    chosen = choose(organization_id, filters)
+    return [*chosen.walked, *chosen.checked]
+
+
+def choose(organization_id: UUID, filters: Mapping[str, Any]) -> Choice:
+    """The same conditions, by what serves them. Raises `ValidationFailed` like `conditions`."""
+    built = _build(filters)
+    walked: list[Condition] = [col(Delivery.organization_id) == organization_id]
+
+    def walk(*names: str) -> None:
+        walked.extend(built.pop(name) for name in names if name in built)
+
+    walk("created_after", "created_before")
+    if "ids" in built or "event_id" in built:
+        walk(*built)
+        return Choice(walked, ())
+    if "replay_id" in built:
+        walk("replay_id")
+        return Choice(walked, list(built.values()))
+    if any(name in filters and leaves(filters[name]) for name, leaves in _LEAVES_THE_PATH.items()):
+        walk("subscription_id")
+        return Choice([*walked, _LEFT_THE_PATH], list(built.values()), in_index=True)
+    if "status" in built and words(filters["status"]) == [State.PENDING]:
+        del built["status"]
+        return Choice([*walked, _PENDING], list(built.values()))
+    if "event_type" in built:
+        events = [
+            col(Event.organization_id) == organization_id,
+            col(Event.event_type) == filters["event_type"],
+            *(compare(col(Event.id), filters[name]) for name, compare in _SPAN.items() if name in filters),
+        ]
+        return Choice(walked, list(built.values()), events=events)
+    walk("subscription_id")
+    return Choice(walked, list(built.values()))
+
+
+async def plan_by_value(session: AsyncSession) -> None:
+    """Has PostgreSQL plan the rest of the transaction's statements by their values, as it plans the first five of each.
+    From a plan for any value it reads a large organization in the wrong index: 370 ms instead of 60."""
+    connection = await session.connection()
+    await connection.exec_driver_sql("SET LOCAL plan_cache_mode = force_custom_plan")
+
+
+def _build(filters: Mapping[str, Any]) -> dict[str, Condition]:
+    found: dict[str, Condition] = {}
     faults: dict[str, list[str]] = {}
     for name, value in filters.items():
         build = _FILTERS.get(name)
@@ -38,7 +105,7 @@ def conditions(organization_id: UUID, filters: Mapping[str, Any]) -> list[Condit
             faults[f"filters.{name}"] = [f"There is no such filter; there are: {', '.join(sorted(_FILTERS))}"]
             continue
         try:
-            found.append(build(value))
+            found[name] = build(value)
         except (ValueError, ValidationFailed) as error:
             said = error.message if isinstance(error, ValidationFailed) else str(error)
             faults[f"filters.{name}"] = [said]
@@ -119,6 +186,11 @@ def _text(value: Any) -> str:
     return value
 
 
+# Of deliveries and of events, whose ids begin alike.
+_SPAN: Mapping[str, Callable[[Any, Any], Condition]] = {
+    "created_after": lambda key, value: key >= ids.lowest_at(moment(value)),
+    "created_before": lambda key, value: key < ids.lowest_at(moment(value)),
+}
 _FILTERS: Mapping[str, Callable[[Any], Condition]] = {
     "status": lambda value: col(Delivery.state).in_(_among(value, tuple(State))),
     "error": lambda value: col(Delivery.error_kind).in_(_among(value, tuple(ErrorKind))),
@@ -129,6 +201,13 @@ _FILTERS: Mapping[str, Callable[[Any], Condition]] = {
     "event_type": lambda value: col(Delivery.event_type) == _text(value),
     "replay_id": lambda value: col(Delivery.replay_id) == _id(ids.REPLAY, value),
     "ids": _ids,
-    "created_after": lambda value: col(Delivery.id) >= ids.lowest_at(moment(value)),
-    "created_before": lambda value: col(Delivery.id) < ids.lowest_at(moment(value)),
+    **{name: partial(compare, col(Delivery.id)) for name, compare in _SPAN.items()},
+}
+
+# Whether a value of a filter chooses only what `OFF_PATH` holds for.
+_LEAVES_THE_PATH: Mapping[str, Callable[[Any], bool]] = {
+    "status": lambda value: {State.DEAD, State.DISCARDED}.issuperset(words(value)),
+    "reason": lambda value: PendingReason.NEW not in words(value),
+    "error": lambda _: True,
+    "status_code": lambda value: not 200 <= int(value) < 300,
 }

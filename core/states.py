@@ -35,9 +35,13 @@ class PendingReason(StrEnum):
     NEW = "new"  # not tried yet
     RETRY = "retry"  # an attempt failed, or its worker was lost; tried again at `due_at`
     REPLAY = "replay"  # a replay asked for it
-    RATE_LIMITED = "rate_limited"
-    BREAKER_OPEN = "breaker_open"
+    RATE_LIMITED = "rate_limited"  # due, but its subscription is slow or over its limits
+    BREAKER_OPEN = "breaker_open"  # due, but its subscription's circuit breaker is open
     PAUSED = "paused"  # held, without a due time, until its subscription is resumed
+
+
+# Due, and parked until its subscription has room again.
+PARKING = frozenset({PendingReason.RATE_LIMITED, PendingReason.BREAKER_OPEN})
 
 
 class DeadReason(StrEnum):
@@ -74,6 +78,7 @@ TRANSITIONS: Mapping[str, Transition] = {
     "reschedule": _transition("sending", "pending"),
     "give_up": _transition("sending", "dead"),
     "reclaim": _transition("sending", "sending"),  # the lease ended without an outcome: another worker takes over
+    "park": _transition("pending sending", "pending"),  # due, or its lease ended, but its subscription has no room
     "hold": _transition("sending", "pending"),  # claimed, but its subscription is paused
     "drop": _transition("sending", "discarded"),  # claimed, but its subscription is deleted
     "discard": _transition("pending dead", "discarded"),

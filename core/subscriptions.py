@@ -21,9 +21,11 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from core import ids, jsontext, payloads, signing
+from core.breaker import BreakerSettings
 from core.egress import EgressPolicy, validate_headers
 from core.errors import Conflict, NotFound, ValidationFailed
 from core.filters import compile_filter
+from core.limits import Limits
 from core.models import Organization, Subscription, SubscriptionSecret, SubscriptionStatus
 from core.patterns import validate_pattern
 from core.retry import RetryPolicy
@@ -45,6 +47,8 @@ FIELDS = frozenset(
         "retry_policy",
         "headers",
         "timeout_ms",
+        "limits",
+        "circuit_breaker",
         "description",
         "metadata",
         "branch_id",
@@ -97,7 +101,8 @@ async def get(
 async def update_fields(
     session: AsyncSession, rules: Rules, subscription: Subscription, given: Mapping[str, Any]
 ) -> Subscription:
-    """Changes the fields named in `given`. None resets `retry_policy`, `headers`, `filters` and `branch_id`.
+    """Changes the fields named in `given`. None resets `retry_policy`, `headers`, `filters`, `limits`,
+    `circuit_breaker` and `branch_id`.
 
     Raises `Conflict` when the standard scheme is asked for and its libraries could not read the current secret.
     """
@@ -307,6 +312,15 @@ def _set_timeout_ms(subscription: Subscription, _rules: Rules, value: int) -> No
     subscription.timeout_ms = value
 
 
+# Both spelled out in full, like the retry policy.
+def _set_limits(subscription: Subscription, _rules: Rules, value: Mapping[str, Any] | None) -> None:
+    subscription.limits = None if value is None else Limits.parse(value).to_json()
+
+
+def _set_circuit_breaker(subscription: Subscription, _rules: Rules, value: Mapping[str, Any] | None) -> None:
+    subscription.circuit_breaker = None if value is None else BreakerSettings.parse(value).to_json()
+
+
 def _set_description(subscription: Subscription, _rules: Rules, value: str) -> None:
     if len(value) > MAX_DESCRIPTION_CHARS or "\0" in value:
         raise ValidationFailed.of("description", f"Must be at most {MAX_DESCRIPTION_CHARS} characters, without NUL")
@@ -330,6 +344,8 @@ _SETTERS: Mapping[str, Callable[[Subscription, Rules, Any], None]] = {
     "retry_policy": _set_retry_policy,
     "headers": _set_headers,
     "timeout_ms": _set_timeout_ms,
+    "limits": _set_limits,
+    "circuit_breaker": _set_circuit_breaker,
     "description": _set_description,
     "metadata": _set_metadata,
     "branch_id": _set_branch_id,

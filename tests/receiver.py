@@ -105,6 +105,8 @@ class Receiver:
         self.requests: list[Recorded] = []
         self.count = 0
         self.connections = 0
+        self.most_slow = 0  # requests for `/slow` at once
+        self._slow = 0
         self.record = record
         self.host = host
         self.port = port
@@ -360,7 +362,14 @@ class _Connection(asyncio.Protocol):
         self._receiver._loop.call_later(0.1, self.reset)  # a RST right behind would overtake the head
 
     def slow(self, seconds: float) -> None:
-        self._receiver._loop.call_later(seconds, self.send, OK)
+        receiver = self._receiver
+        receiver._slow += 1
+        receiver.most_slow = max(receiver.most_slow, receiver._slow)
+        receiver._loop.call_later(seconds, self._be_over)
+
+    def _be_over(self) -> None:
+        self._receiver._slow -= 1
+        self.send(OK)
 
 
 @lru_cache(maxsize=1)

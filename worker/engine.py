@@ -1,106 +1,173 @@
 """The heart of a worker: takes deliveries under a lease, sends them side by side, records what came of them.
 
-A delivery is claimed only when there is room to send it now, so whatever waits, waits in the database, where every
-worker sees it. Room is given back once the outcome is recorded, so a database that does not answer slows sending
-down instead of piling up results.
+A delivery is claimed only when there is room to send it now: a slot of this worker's, and room at its subscription's
+gate (`worker.gates`). Whatever waits, waits in the database, where every worker sees it. A slot is free again once the
+outcome is recorded, so a database that does not answer slows sending down instead of piling up results.
+
+Three sources take turns, so that none waits for the others: what hints named, what is due (the sweep), and what is
+parked for subscriptions that have room again. Slots are of two lanes, so that slow endpoints can't take the quick
+ones'.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from itertools import islice, zip_longest
 from uuid import UUID
 
 import structlog
 
 from core import deliveries, events
-from core.database import CONTENTION, Database, is_unreachable
-from core.deliveries import Claimed, Finish, Verdict
-from core.group_commit import GroupCommit
+from core.breaker import BreakerState
+from core.breakers import Breakers
+from core.database import Database
+from core.deliveries import Choice, Claimed, Due, Finish, Park, Verdict
+from core.failures import ErrorKind
+from core.hints import Hint
 from core.models import SubscriptionStatus
 from core.payloads import StoredEvent
 from core.states import PendingReason, State
+from worker.circuits import Circuits
+from worker.gates import Gate, Gates
+from worker.membership import Membership
 from worker.plans import Plan, Plans
+from worker.ready import Admission, Ready
+from worker.recorder import Recorder
 from worker.sending import Transport, attempt
 
 MAX_CLAIM = 250  # deliveries one claim takes
-MAX_WANTED = 1_000  # deliveries that hints named and this worker has not claimed yet
+MAX_LOOK = 500  # due deliveries a sweep looks at
+HINT_GRACE_S = 0.5  # new deliveries are left to their hint for so long before the sweep takes them
+SWEEP_AGAIN_S = 0.1  # after another worker was found sweeping
+PARKED_LOOK_S = 0.1  # how often rates and windows are looked at for what is parked
+MAX_PARKED_SUBSCRIPTIONS = 200  # at a time
+PARKED_LOOK_MOST_S = 2.0
 CLAIM_PAUSE_S = 0.5
-MAX_RECORD = 500  # outcomes one transaction records
 FAULT_DELAY_S = 60.0
 STALE_DELAY_S = 1.0  # a claim that took too long is not followed by the same claim at once
-RECORD_RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0)  # then every 2 s
-GIVE_UP_RECORDING_S = 120.0
-ENTANGLED_RETRY_S = 0.5
 CLOSE_S = 2.0  # of a stop, for recording
 
 log = structlog.get_logger(__name__)
 
 
+class Lane:
+    """Slots: each holds one delivery from its claim until its outcome is recorded."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.used = 0
+
+    @property
+    def room(self) -> int:
+        return self.size - self.used
+
+
 class Engine:
-    """Delivers. `margin_s`: how long a lease lasts beyond the subscription's timeout."""
+    """Delivers. `max_in_flight`: the slots of the quick lane; the slow lane has half as many. `margin_s`: how long a
+    lease lasts beyond the subscription's timeout."""
 
     def __init__(
-        self, database: Database, transport: Transport, plans: Plans, *, max_in_flight: int, margin_s: float
+        self,
+        database: Database,
+        transport: Transport,
+        plans: Plans,
+        *,
+        max_in_flight: int,
+        margin_s: float,
+        membership: Membership | None = None,
     ) -> None:
         self._database = database
         self._transport = transport
         self._plans = plans
         self._margin_s = margin_s
-        self._room = max_in_flight
-        self._has_room = asyncio.Event()
-        self._has_room.set()
+        self._quick, self._slow = Lane(max_in_flight), Lane(slow_lane(max_in_flight))
+        self.membership = membership or Membership()
+        self.circuits = Circuits()
+        self._clock = asyncio.get_running_loop().time
+        self._gates = Gates(
+            clock=self._clock, share=self.membership.share, circuit=self.circuits.state, move=self._move
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._claiming: set[asyncio.Task[int]] = set()
-        self._wanted: deque[UUID] = deque()
+        self._first, self._replays = Ready(), Ready()
         self._sweep_wanted = False
-        self._something_wanted = asyncio.Event()
-        self._wants_more = asyncio.Event()
-        self._wants_more.set()
+        self._parked: dict[UUID, None] = {}  # subscriptions that something is parked for, longest unserved first
+        self._something = asyncio.Event()
         self._stopping = False
-        self._give_up_at = math.inf  # when a stop can't wait for the database any longer
-        self._recorder: GroupCommit[Finish, bool | None] = GroupCommit(
-            self._record, max_batch=MAX_RECORD, max_waiting=max_in_flight * 2
-        )
+        self._recorder = Recorder(database, 2 * (self._quick.size + self._slow.size))
 
     def start(self) -> None:
         self._recorder.start()
-        self._claimer = asyncio.create_task(self._claim_wanted())
+        self._loops = [asyncio.create_task(self._claim_wanted()), asyncio.create_task(self._look_around())]
 
-    async def take(self, delivery_ids: Sequence[UUID]) -> None:
-        """Will claim those of `delivery_ids` that are due, as room allows, and send them.
+    @property
+    def under_way(self) -> int:
+        """Deliveries that hold a slot."""
+        return self._quick.used + self._slow.used
 
-        Returns at once, unless `MAX_WANTED` wait already: then what is behind them had better go to another worker.
-        What comes in while one claim is under way shares the next.
+    # --- what it is told ---
+
+    async def take(self, hints: Iterable[Hint], *, replays: bool = False) -> None:
+        """Will claim these, if they are due, as there is room, and send them; replays after everything else.
+
+        What there is no room to remember, the sweep will find.
         """
-        while len(self._wanted) >= MAX_WANTED:
-            await self._wants_more.wait()
-        self._wanted.extend(delivery_ids)
-        self._note_wanted()
+        hints = list(hints)
+        await self._learn({hint.subscription_id for hint in hints})
+        ready = self._replays if replays else self._first
+        for hint in hints:
+            gate = self._gates[hint.subscription_id]
+            if not self._gates.is_held_up(gate) or self._gates.room(gate) > 0:
+                ready.add(hint)
+        self._something.set()
 
     def sweep(self) -> None:
-        """Will claim what is due, whoever's hint was lost, and send it. Takes turns with hints, so that neither waits
-        for the other when there is more of both than room."""
+        """Will claim what is due, whoever's hint was lost, and send it."""
         self._sweep_wanted = True
-        self._note_wanted()
+        self._something.set()
+
+    async def flush_statistics(self) -> None:
+        async with self._database.driver() as driver:
+            await self._recorder.tally.flush(driver)
+
+    async def sync_breakers(self, store: Breakers) -> None:
+        await self.circuits.sync(store)
+        self._something.set()
+
+    async def find_parked(self) -> None:
+        """Looks which subscriptions something is parked for, and what they allow now. Those that are paused wait."""
+        after, until = UUID(int=0), self._clock() + PARKED_LOOK_MOST_S
+        while True:
+            async with self._database.driver() as driver:
+                found = await deliveries.parked_subscriptions(driver, after, MAX_PARKED_SUBSCRIPTIONS)
+            await self._plans.at({(one.id, one.version) for one in found})
+            self._configure(one.id for one in found)
+            for one in found:
+                self._gates[one.id].sends = one.status == SubscriptionStatus.ACTIVE
+                if one.status != SubscriptionStatus.PAUSED:
+                    self._parked.setdefault(one.id)
+            if found:
+                self._something.set()
+            if len(found) < MAX_PARKED_SUBSCRIPTIONS or self._clock() > until:
+                return
+            after = found[-1].id
 
     async def stop(self, timeout_s: float) -> None:
         """Sends nothing more; lets what is under way finish for `timeout_s`, then hands the rest back."""
         self._stopping = True
-        self._claimer.cancel()
-        clock = asyncio.get_running_loop().time
-        end = clock() + timeout_s
-        self._give_up_at = end + CLOSE_S
-        while (self._tasks or self._claiming) and clock() < end:
+        for loop in self._loops:
+            loop.cancel()
+        end = self._clock() + timeout_s
+        self._recorder.give_up_at = end + CLOSE_S
+        while (self._tasks or self._claiming) and self._clock() < end:
             # A claim under way may still add tasks, which hand back; it ends by itself.
-            await asyncio.wait([*self._tasks, *self._claiming], timeout=min(0.1, end - clock()))
+            await asyncio.wait([*self._tasks, *self._claiming], timeout=min(0.1, end - self._clock()))
         for task in self._tasks:
             task.cancel()
         try:
-            async with asyncio.timeout_at(self._give_up_at):
+            async with asyncio.timeout_at(self._recorder.give_up_at):
                 while self._tasks or self._claiming:
                     await asyncio.wait([*self._tasks, *self._claiming])
                 await self._recorder.close()
@@ -108,171 +175,287 @@ class Engine:
             # Their leases end, and other workers take them up.
             log.warning("the database does not answer; outcomes stay unrecorded", outcomes=len(self._tasks))
 
+    # --- lanes and gates ---
+
+    def _lane(self, gate: Gate) -> Lane:
+        return self._slow if gate.slow else self._quick
+
+    def _move(self, slots: int, slow: bool) -> bool:
+        """What an endpoint has under way changes the lane with it. False where the slow lane is more than full: then
+        it stays where it is, or there would be no bound to what is under way."""
+        if slow and self._slow.used and self._slow.used + slots > 2 * self._slow.size:
+            return False
+        (self._slow if slow else self._quick).used += slots
+        (self._quick if slow else self._slow).used -= slots
+        self._something.set()
+        return True
+
+    def _reserve(self, gate: Gate, delivery_id: UUID) -> bool:
+        """Takes a slot and room at the gate, if there is."""
+        lane = self._lane(gate)
+        if not gate.slow and not gate.proven and self._gates.unproven_slots >= max(1, lane.size // 2):
+            return False  # half of the quick lane is for those that are known to answer
+        if lane.room <= 0 or delivery_id in gate.started or self._gates.room(gate) <= 0:
+            return False
+        lane.used += 1
+        self._gates.start(gate, delivery_id)
+        return True
+
+    def _release(self, gate: Gate) -> None:
+        (self._slow if self._gates.release(gate) else self._quick).used -= 1
+        self._something.set()
+
+    async def _learn(self, subscription_ids: set[UUID]) -> None:
+        """The limits of those that this worker does not know yet."""
+        unknown = [one for one in subscription_ids if self._gates[one].version == 0]
+        if unknown:
+            await self._plans.at({(one, 0) for one in unknown})
+            self._configure(unknown)
+
+    def _configure(self, subscription_ids: Iterable[UUID]) -> None:
+        for one in subscription_ids:
+            plan = self._plans.cached(one)
+            if plan is not None:
+                self._gates.configure(self._gates[one], plan.version, plan.limits, plan.breaker)
+
+    async def _look_around(self) -> None:
+        """A few times a second: who is slow by now, and who may be sent more of what is parked?"""
+        while True:
+            await asyncio.sleep(PARKED_LOOK_S)
+            self._gates.watch()
+            if self._parked:
+                self._something.set()
+
     # --- claiming ---
 
-    def _note_wanted(self) -> None:
-        (self._something_wanted.set if self._wanted or self._sweep_wanted else self._something_wanted.clear)()
-        (self._wants_more.set if len(self._wanted) < MAX_WANTED else self._wants_more.clear)()
-
     async def _claim_wanted(self) -> None:
-        sweeping = False
+        sources = (self._claim_hinted, self._claim_due, self._claim_parked)
+        others_first = (self._claim_due, self._claim_parked, self._claim_hinted)
+        turn = 0
         while True:
-            await self._something_wanted.wait()
-            await self._has_room.wait()
-            sweeping = self._sweep_wanted and not (sweeping and self._wanted)
+            await self._something.wait()
+            self._something.clear()
             try:
-                await (self._claim_due() if sweeping else self._claim_hinted())
+                # In turns, until none finds anything to do; what they can't do now, an event tells them to try again.
+                # Where slots are scarce the first takes them all: three times of four those are new deliveries.
+                working = True
+                while working:
+                    turn += 1
+                    working = any([await source() for source in (sources if turn % 4 else others_first)])
             except Exception as error:
                 # The next sweep finds these. A pause, so that an outage is not met by claim upon claim.
                 log.warning("deliveries could not be claimed; the sweep will", error=repr(error))
                 await asyncio.sleep(CLAIM_PAUSE_S)
+                self._something.set()
 
-    async def _claim_hinted(self) -> None:
-        size = self._reserve(min(len(self._wanted), MAX_CLAIM))
-        part = [self._wanted.popleft() for _ in range(size)]
-        self._note_wanted()
-        await self._claim_and_send(size, part)
+    async def _claim_hinted(self) -> bool:
+        most = min(MAX_CLAIM, max(0, self._quick.room) + max(0, self._slow.room))
+        if not most or not (self._first or self._replays):
+            return False
+        reserved: dict[UUID, Gate] = {}
 
-    async def _claim_due(self) -> None:
-        size = self._reserve(MAX_CLAIM)
+        def admit(subscription_id: UUID, delivery_id: UUID) -> Admission:
+            gate = self._gates[subscription_id]
+            if delivery_id in reserved or delivery_id in gate.started:
+                return Admission.SKIP
+            if self._reserve(gate, delivery_id):
+                reserved[delivery_id] = gate
+                return Admission.YES
+            return Admission.FORGET if self._gates.is_held_up(gate) else Admission.WAIT
+
+        wanted = self._first.take(most, admit)
+        wanted += self._replays.take(most - len(wanted), admit)
+        if not wanted:
+            return False
+
+        async def claim() -> list[Claimed]:
+            async with self._database.driver() as driver:
+                return await deliveries.claim(driver, wanted, margin_s=self._margin_s)
+
+        await self._claim_and_send(claim, reserved)
+        return True
+
+    async def _claim_due(self) -> bool:
+        if not self._sweep_wanted or (self._quick.room <= 0 and self._slow.room <= 0):
+            return False
         self._sweep_wanted = False
-        self._note_wanted()
-        if await self._claim_and_send(size, None) == size:
-            self.sweep()  # there may be more
+        reserved: dict[UUID, Gate] = {}
+        more: bool | None = False
 
-    def _reserve(self, wanted: int) -> int:
-        size = min(wanted, self._room)
-        self._give_back(-size)
-        return size
+        async def choose(due: Sequence[Due]) -> list[Choice | Park]:
+            await self._learn({one.subscription_id for one in due})
+            choices: dict[UUID, Choice | Park] = {one.id: self._choose(one, reserved) for one in _mixed(due)}
+            return [choices[one.id] for one in due]
 
-    def _give_back(self, size: int) -> None:
-        self._room += size
-        if self._room > 0:
-            self._has_room.set()
-        else:
-            self._has_room.clear()
+        async def claim() -> list[Claimed]:
+            nonlocal more
+            async with self._database.driver() as driver:
+                swept = await deliveries.sweep(driver, MAX_LOOK, choose, margin_s=self._margin_s, grace_s=HINT_GRACE_S)
+            more = swept.more
+            self._parked |= dict.fromkeys(swept.parked)
+            return swept.claims
 
-    async def _claim_and_send(self, size: int, delivery_ids: Sequence[UUID] | None) -> int:
-        """Fills `size` reserved slots with what can be claimed and gives the others back. Returns how many it claimed.
+        await self._claim_and_send(claim, reserved)
+        if more is None:
+            asyncio.get_running_loop().call_later(SWEEP_AGAIN_S, self.sweep)
+        elif more:
+            self._sweep_wanted = True
+        return bool(more)
+
+    def _choose(self, due: Due, reserved: dict[UUID, Gate]) -> Choice | Park:
+        gate = self._gates[due.subscription_id]
+        if len(reserved) < MAX_CLAIM and self._reserve(gate, due.id):
+            reserved[due.id] = gate
+            return Choice.CLAIM
+        if due.id in gate.started or (self._gates.room(gate) > 0 and not gate.slow):
+            return Choice.LEAVE  # it waits for a slot of this worker, not for its subscription
+        if gate.circuit is BreakerState.CLOSED:
+            return Park(PendingReason.RATE_LIMITED, 0.0)
+        return Park(PendingReason.BREAKER_OPEN, self.circuits.opens_in_s(gate.id, gate.breaker))
+
+    async def _claim_parked(self) -> bool:
+        room: dict[UUID, int] = {}
+        lanes = {True: self._slow.room, False: self._quick.room}
+        left = MAX_CLAIM
+        for one in list(islice(self._parked, MAX_PARKED_SUBSCRIPTIONS)):
+            self._parked[one] = self._parked.pop(one)  # to the end: others come first next time
+            gate = self._gates[one]
+            size = min(self._gates.room(gate), lanes[gate.slow], left)
+            if size > 0:
+                room[one] = size
+                lanes[gate.slow] -= size
+                left -= size
+        if not room:
+            return False
+        reserved: dict[UUID, Gate] = {}
+
+        async def claim() -> list[Claimed]:
+            async with self._database.driver() as driver:
+                claims = await deliveries.claim_parked(driver, room, margin_s=self._margin_s)
+            found = dict.fromkeys(room, 0)
+            for claimed in claims:
+                found[claimed.subscription_id] += 1
+                gate = self._gates[claimed.subscription_id]
+                reserved[claimed.id] = gate
+                self._lane(gate).used += 1
+                self._gates.start(gate, claimed.id)
+            for one, size in room.items():
+                if found[one] < size:
+                    self._parked.pop(one, None)  # that was all
+            return claims
+
+        return await self._claim_and_send(claim, reserved) > 0
+
+    async def _claim_and_send(self, claim: Callable[[], Awaitable[list[Claimed]]], reserved: dict[UUID, Gate]) -> int:
+        """Sends what `claim` claims, and gives the reserved slots of the others back. Returns how many it claimed.
 
         A task of its own: were a claim cut off by a stop, what it had committed would wait for the lease to end.
         """
-        task = asyncio.create_task(self._claim(size, delivery_ids))
+        task = asyncio.create_task(self._claim(claim, reserved))
         self._claiming.add(task)
         task.add_done_callback(self._claiming.discard)
         return await asyncio.shield(task)
 
-    async def _claim(self, size: int, delivery_ids: Sequence[UUID] | None) -> int:
-        started = 0
+    async def _claim(self, claim: Callable[[], Awaitable[list[Claimed]]], reserved: dict[UUID, Gate]) -> int:
         try:
-            claimed_at = asyncio.get_running_loop().time()
-            async with self._database.driver() as driver:
-                claims = (
-                    await deliveries.claim_due(driver, size, margin_s=self._margin_s)
-                    if delivery_ids is None
-                    else await deliveries.claim(driver, delivery_ids, margin_s=self._margin_s)
-                )
-                live = [one for one in claims if one.subscription_status != SubscriptionStatus.PAUSED]
-                stored = await events.stored(driver, list({one.event_id for one in live})) if live else {}
+            claimed_at = self._clock()
+            claims = await claim()
+            live = [one for one in claims if one.subscription_status != SubscriptionStatus.PAUSED]
+            stored: dict[UUID, StoredEvent] = {}
+            if live:
+                async with self._database.driver() as driver:
+                    stored = await events.stored(driver, list({one.event_id for one in live}))
             plans = await self._plans.at({(one.subscription_id, one.subscription_version) for one in live})
+            self._configure({one.subscription_id for one in live})
             for claimed in live:
                 event, plan = stored.get(claimed.event_id), plans.get(claimed.subscription_id)
-                task = asyncio.create_task(self._deliver(claimed, event, plan, claimed_at))
+                gate = reserved.pop(claimed.id)
+                task = asyncio.create_task(self._deliver(gate, claimed, event, plan, claimed_at))
                 self._tasks.add(task)
-                task.add_done_callback(self._ended)
-                started += 1
+                task.add_done_callback(partial(self._ended, gate))
             held = [one for one in claims if one.subscription_status == SubscriptionStatus.PAUSED]
             if held:  # last, so that whatever becomes of it keeps no other subscription waiting
+                for one in held:
+                    self._gates[one.subscription_id].sends = False
                 async with self._database.driver() as driver:
                     await deliveries.hold(driver, held)
             return len(claims)
         finally:
-            self._give_back(size - started)
+            for delivery_id, gate in reserved.items():
+                self._gates.withdraw(gate, delivery_id)
+                self._release(gate)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, gate: Gate, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._give_back(1)
+        self._release(gate)
         if not task.cancelled() and (error := task.exception()) is not None:
             # Its lease ends and the sweep takes it up again; but this should not happen, so say it.
             log.error("a delivery could not be handled", exc_info=error)
 
     # --- sending ---
 
-    async def _deliver(self, claimed: Claimed, event: StoredEvent | None, plan: Plan | None, claimed_at: float) -> None:
-        verdict = deliveries.verdict_without_sending(claimed)
-        if verdict is not None:
-            finish = Finish(claimed, verdict)
-        elif event is None or plan is None:
-            # A fault on our side, which spends no attempt. The log says which; others are not held up.
-            finish = Finish(claimed, Verdict(State.PENDING, PendingReason.RETRY, FAULT_DELAY_S))
-        elif self._stopping:
-            finish = Finish(claimed, Verdict(State.PENDING, claimed.waiting_reason, 0.0))
-        elif asyncio.get_running_loop().time() - claimed_at > self._margin_s / 2:
-            # This process stood still since the claim. Sending now could outlast the lease, so don't.
-            finish = Finish(claimed, Verdict(State.PENDING, claimed.waiting_reason, STALE_DELAY_S))
-        else:
-            finish = await attempt(self._transport, plan, claimed, event)
-        await self._keep(finish)
-
-    # --- recording ---
-
-    async def _keep(self, finish: Finish) -> None:
-        """Stores the outcome, however long it takes, for what was sent should be known, or it would be sent again."""
-        clock = asyncio.get_running_loop().time
-        give_up_at = clock() + GIVE_UP_RECORDING_S
-        while (moved := await self._submit(finish)) is None:
-            if clock() > min(give_up_at, self._give_up_at):
-                raise TimeoutError("others held what this outcome changes for too long")
-            await asyncio.sleep(ENTANGLED_RETRY_S)
-        if not moved:
-            log.warning("a lease was lost before its outcome was recorded", delivery=str(finish.claimed.id))
-
-    async def _submit(self, finish: Finish) -> bool | None:
+    async def _deliver(
+        self, gate: Gate, claimed: Claimed, event: StoredEvent | None, plan: Plan | None, claimed_at: float
+    ) -> None:
         try:
-            # Shielded: a stop may cut the sending short, but not the outcome of what was sent.
-            return await asyncio.shield(self._recorder.submit(finish))
-        except Exception as error:
-            if finish.tried is None or is_unreachable(error):
-                raise
-            # Something in this answer can't be stored. The outcome matters more than what the receiver said.
-            log.exception("an attempt could not be recorded whole", delivery=str(finish.claimed.id))
-            bare = replace(finish.tried, response_headers=None, response_body=None, error_message=None)
-            return await self._recorder.submit(replace(finish, tried=bare))
+            finish = self._unsent(gate, claimed, event, plan, claimed_at)
+            if finish is None:
+                assert event is not None and plan is not None  # noqa: S101, PT018 - for the type checker
+                self._gates.send(gate, claimed.id)
+                finish = await attempt(self._transport, plan, claimed, event)
+                self._heed(gate, claimed, finish)
+        finally:
+            self._gates.withdraw(gate, claimed.id)
+        await self._recorder.keep(finish)
 
-    async def _record(self, finishes: list[Finish]) -> list[bool | None]:
-        """Whether each delivery moved; None where somebody else holds what the outcome changes besides."""
-        outcomes: dict[int, bool | None] = {}
-        plain = [at for at, one in enumerate(finishes) if not deliveries.is_entangled(one)]
-        entangled = [at for at, one in enumerate(finishes) if deliveries.is_entangled(one)]
-        if plain:
-            outcomes.update(zip(plain, await self._record_patiently([finishes[at] for at in plain]), strict=True))
-        if entangled:
-            try:
-                moved = await self._record_patiently([finishes[at] for at in entangled], until=CONTENTION)
-                outcomes.update(zip(entangled, moved, strict=True))
-            except CONTENTION as error:
-                log.warning("outcomes wait for what others hold", outcomes=len(entangled), error=repr(error))
-        return [outcomes.get(at) for at in range(len(finishes))]
+    def _unsent(
+        self, gate: Gate, claimed: Claimed, event: StoredEvent | None, plan: Plan | None, claimed_at: float
+    ) -> Finish | None:
+        """What becomes of one that is not to be sent; None when it is."""
+        verdict = deliveries.verdict_without_sending(claimed)
+        gate.sends = verdict is None
+        if verdict is not None:
+            return Finish(claimed, verdict)
+        if event is None or plan is None:
+            # A fault on our side, which spends no attempt. The log says which; others are not held up.
+            return Finish(claimed, Verdict(State.PENDING, PendingReason.RETRY, FAULT_DELAY_S))
+        if self._stopping:
+            return Finish(claimed, Verdict(State.PENDING, claimed.waiting_reason, 0.0))
+        if gate.id != claimed.subscription_id:
+            return Finish(claimed, Verdict(State.PENDING, claimed.waiting_reason, 0.0))  # a hint that lied
+        if self._clock() - claimed_at > self._margin_s / 2 or self._gates.is_overrun(gate):
+            # This process stood still since the claim: sending now could outlast the lease. Or its limits are lower
+            # than the gate knew, or it takes deliveries again that only passed through before.
+            return Finish(claimed, Verdict(State.PENDING, claimed.waiting_reason, STALE_DELAY_S))
+        return None
 
-    async def _record_patiently(
-        self, finishes: list[Finish], *, until: tuple[type[BaseException], ...] = ()
-    ) -> list[bool]:
-        """Waits out a database that is away."""
-        clock = asyncio.get_running_loop().time
-        give_up_at = clock() + GIVE_UP_RECORDING_S
-        tries = 0
-        while True:
-            try:
-                async with self._database.driver() as driver:
-                    return await deliveries.finish(driver, finishes)
-            except Exception as error:
-                if isinstance(error, until) or not is_unreachable(error):
-                    raise
-                if clock() > min(give_up_at, self._give_up_at):
-                    raise
-                if tries == 0:
-                    log.warning(
-                        "the database does not answer; outcomes wait", outcomes=len(finishes), error=repr(error)
-                    )
-                await asyncio.sleep(RECORD_RETRY_S[min(tries, len(RECORD_RETRY_S) - 1)])
-                tries += 1
+    def _heed(self, gate: Gate, claimed: Claimed, finish: Finish) -> None:
+        """What an attempt says about its endpoint."""
+        tried = finish.tried
+        if tried is None or tried.error_kind == ErrorKind.BLOCKED_ADDRESS or self._stopping:
+            return
+        current = self._plans.cached(claimed.subscription_id)
+        if current is not None and current.url != tried.url:
+            return  # it was meanwhile moved
+        ok = tried.error_kind is None
+        status = tried.status_code
+        stalls = not ok and (status is None or status == 429 or status >= 500)
+        self._gates.end(gate, claimed.id, ok=ok, stalls=stalls)
+        self.circuits.record(claimed.subscription_id, gate.breaker, ok=ok)
+
+
+def slow_lane(max_in_flight: int) -> int:
+    """How many slots the slow lane has beside so many of the quick one. It may be overfull by as many again."""
+    return max(1, max_in_flight // 2)
+
+
+def _mixed(due: Sequence[Due]) -> list[Due]:
+    """First attempts first; but where room is scarce, every fourth place is a retry's or a replay's in turn, or a long
+    backlog would keep them waiting for ever."""
+    first, retries, replays = ([one for one in due if one.rank == rank] for rank in range(3))
+    later = [one for pair in zip_longest(retries, replays) for one in pair if one is not None]
+    mixed: list[Due] = []
+    for at in range(0, max(len(first), 3 * len(later)), 3):
+        mixed += first[at : at + 3]
+        mixed += later[at // 3 : at // 3 + 1]
+    return mixed

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from core import idempotency, partitions, replays, settling
+from core import idempotency, partitions, replays, settling, stats
 from core.database import Database, is_unreachable
 from worker.engine import Engine
 
@@ -32,15 +32,29 @@ async def every(interval_s: float, name: str, work: Callable[[], Awaitable[None]
 
 
 async def sweep(engine: Engine) -> None:
-    """Takes what is due: lost hints, dead workers' deliveries and scheduled retries, all by the same claim."""
+    """Takes what is due: lost hints, dead workers' deliveries and scheduled retries, all by the same claim. And looks
+    for what is parked."""
     engine.sweep()
+    await engine.find_parked()
+
+
+async def meet(database: Database, engine: Engine) -> None:
+    """Says that this worker lives, and sees who else does."""
+    async with database.driver() as driver:
+        await engine.membership.beat(driver)
+
+
+async def leave(database: Database, engine: Engine) -> None:
+    """Says that this worker ends, so that the others take its share at once."""
+    async with database.driver() as driver:
+        await engine.membership.leave(driver)
 
 
 async def advance_replays(database: Database, engine: Engine, interval_s: float) -> None:
     """Takes running replays a step further and sends what became due."""
     due = await replays.tick(database, interval_s)
     if due:
-        await engine.take(due)
+        await engine.take(due, replays=True)
 
 
 async def settle(database: Database) -> None:
@@ -49,7 +63,7 @@ async def settle(database: Database) -> None:
 
 
 async def keep_house(database: Database, retention_days: int) -> None:
-    """Makes partitions ahead, drops expired ones and forgets old idempotency keys.
+    """Makes partitions ahead, drops expired ones and forgets old idempotency keys and statistics.
 
     The day is the database's: a worker whose clock is years ahead would drop all history.
     """
@@ -60,3 +74,4 @@ async def keep_house(database: Database, retention_days: int) -> None:
         log.info("retention dropped a day", day=str(day))
     async with database.driver() as driver:
         await idempotency.drop_expired(driver)
+        await stats.prune(driver, retention_days)

@@ -12,7 +12,6 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
-from uuid import UUID
 
 import structlog
 from arq import Retry, cron
@@ -20,33 +19,37 @@ from arq.worker import func
 from redis.exceptions import RedisError
 
 from core import hints
+from core.breakers import Breakers
 from core.database import Database, is_unreachable
 from core.egress import EgressPolicy
 from core.sealing import Sealer
 from core.settings import Settings
 from worker import loops
-from worker.engine import Engine
+from worker.circuits import SYNC_S
+from worker.engine import Engine, slow_lane
+from worker.membership import SAY_SO_S
 from worker.picker import Ended, Picker
 from worker.plans import Plans
 from worker.transport import EgressTransport
 
-POLL_S = 0.01  # arq's own default, 0.5 s, would be most of a delivery's latency
+POLL_S = 0.01  # between two looks into a queue that has something in it
 MAX_JOBS = 10
-MOST_IDS = 10 * hints.MAX_IDS  # of one hint, should a later version send larger ones; the sweep finds the rest
+MOST_HINTS = 10 * hints.MAX_IDS  # of one hint, should a later version send larger ones; the sweep finds the rest
 JOB_TIMEOUT_S = 120
 HOUSEKEEPING_RETRY_S, HOUSEKEEPING_TRIES = 60, 30
 RECONNECT_S = (0.2, 0.5, 1.0, 2.0)  # then every 2 s
 STEADY_S = 10.0  # after that long without a fault the pauses start small again
 STOP_S = 7.0  # of the 10 s that a graceful stop may take
+STATISTICS_S = 3.0
 JOB_END_S = 0.5  # for jobs that have nothing left to do but to say so to Redis
 
 log = structlog.get_logger(__name__)
 
 
-async def deliver(ctx: dict[str, Any], delivery_ids: list[str]) -> None:
+async def deliver(ctx: dict[str, Any], packed: list[list[str]]) -> None:
     """The job: send these, if they are still due."""
     engine: Engine = ctx["engine"]
-    await engine.take([UUID(hex=one) for one in delivery_ids[:MOST_IDS]])
+    await engine.take(hints.unpack(packed)[:MOST_HINTS])
 
 
 async def keep_house(ctx: dict[str, Any]) -> None:
@@ -77,7 +80,8 @@ async def working(settings: Settings) -> AsyncIterator[Engine]:
     policy = EgressPolicy(allow=settings.egress_allow, deny=settings.egress_deny, allow_http=settings.egress_allow_http)
     database = Database(settings.database_url, pool_size=settings.database_pool_size, name="hookwright-worker")
     # More connections than slots: waiting for one would count against an attempt's deadline.
-    transport = EgressTransport(policy, ca_file=settings.egress_ca_file, limit=settings.worker_max_in_flight + 64)
+    most = settings.worker_max_in_flight + 2 * slow_lane(settings.worker_max_in_flight)
+    transport = EgressTransport(policy, ca_file=settings.egress_ca_file, limit=most + 64)
     engine = Engine(
         database,
         transport,
@@ -85,14 +89,25 @@ async def working(settings: Settings) -> AsyncIterator[Engine]:
         max_in_flight=settings.worker_max_in_flight,
         margin_s=settings.lease_margin_s,
     )
+    with contextlib.suppress(Exception):  # then it takes its share from the first beat on
+        async with asyncio.timeout(JOB_END_S):
+            await loops.meet(database, engine)
     engine.start()
     stop = asyncio.Event()
     interval_s = settings.sweep_interval_s
-    sweeping = asyncio.create_task(loops.every(interval_s, "sweep", lambda: loops.sweep(engine), stop))
-    replaying = asyncio.create_task(
-        loops.every(interval_s, "replays", lambda: loops.advance_replays(database, engine, interval_s), stop)
-    )
-    settling = asyncio.create_task(loops.every(interval_s, "settling", lambda: loops.settle(database), stop))
+    redis = hints.connect(settings.redis_url, max_connections=2)
+    breakers = Breakers(redis)
+    looping = [
+        asyncio.create_task(loops.every(every_s, name, work, stop))
+        for every_s, name, work in (
+            (SAY_SO_S, "membership", lambda: loops.meet(database, engine)),
+            (interval_s, "sweep", lambda: loops.sweep(engine)),
+            (interval_s, "replays", lambda: loops.advance_replays(database, engine, interval_s)),
+            (interval_s, "settling", lambda: loops.settle(database)),
+            (STATISTICS_S, "statistics", engine.flush_statistics),
+            (SYNC_S, "breakers", lambda: engine.sync_breakers(breakers)),
+        )
+    ]
     ctx = {"engine": engine, "database": database, "retention_days": settings.retention_days}
     jobs = Jobs(settings.redis_url, ctx)
     running = asyncio.create_task(jobs.run())
@@ -103,9 +118,15 @@ async def working(settings: Settings) -> AsyncIterator[Engine]:
         jobs.pick_no_more()
         await engine.stop(STOP_S)
         jobs.end()
-        await asyncio.wait([sweeping, replaying, settling, running], timeout=1.0)
+        await asyncio.wait([*looping, running], timeout=1.0)
         if running.cancel():  # Redis is away
             await asyncio.wait([running], timeout=JOB_END_S * 2)
+        with contextlib.suppress(RedisError, OSError, TimeoutError):
+            await redis.aclose(close_connection_pool=True)
+        with contextlib.suppress(Exception):  # the others notice by themselves, only later
+            async with asyncio.timeout(JOB_END_S):
+                await engine.flush_statistics()
+                await loops.leave(database, engine)
         await transport.aclose()
         await database.close()
 

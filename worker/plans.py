@@ -13,9 +13,11 @@ from uuid import UUID
 import structlog
 
 from core import subscriptions
+from core.breaker import BreakerSettings
 from core.database import Database
 from core.egress import EgressPolicy, Target
 from core.errors import ForbiddenUrl, HookwrightError
+from core.limits import Limits
 from core.payloads import FORMATS
 from core.retry import RetryPolicy
 from core.sealing import Sealer
@@ -44,6 +46,8 @@ class Plan:
     headers: Mapping[str, str] = field(repr=False)
     timeout_s: float
     secrets: Sequence[tuple[str, datetime | None]] = field(repr=False)  # current first, each with its grace's end
+    limits: Limits = field(default_factory=Limits)
+    breaker: BreakerSettings = field(default_factory=BreakerSettings)
     _signer: tuple[datetime, Signer, datetime] | None = field(default=None, repr=False)  # from when, until when
 
     def signer(self, now: datetime) -> Signer:
@@ -115,6 +119,10 @@ class Plans:
             self._cached.popitem(last=False)
         return found
 
+    def cached(self, subscription_id: UUID) -> Plan | None:
+        """The newest plan that was read, if it is still remembered."""
+        return self._cached.get(subscription_id)
+
     def _plan(self, row: Mapping[str, Any]) -> Plan:
         target, refusal = None, None
         try:
@@ -136,11 +144,14 @@ class Plans:
             headers=subscriptions.open_headers(self._sealer, row["id"], row["headers"]),
             timeout_s=row["timeout_ms"] / 1000,
             secrets=secrets,
+            limits=Limits.of(row["limits"]),
+            breaker=BreakerSettings.of(row["circuit_breaker"]),
         )
 
 
 _LOAD = """
 SELECT s.id, s.version, s.url, s.authentication_type, s.payload_format, s.retry_policy, s.headers, s.timeout_ms,
+    s.limits, s.circuit_breaker,
     array_agg(k.id ORDER BY k.id DESC) AS secret_ids,
     array_agg(k.sealed ORDER BY k.id DESC) AS sealed,
     array_agg(k.expires_at ORDER BY k.id DESC) AS expires_at

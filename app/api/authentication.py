@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from uuid import UUID
-
-from starlette.requests import Request
 
 from app.services import Services
 from core import api_keys, ids
@@ -35,9 +34,9 @@ class RecentKeys:
             self._known.popitem(last=False)
 
 
-async def authenticate(request: Request, services: Services, recent: RecentKeys | None = None) -> Credential:
+async def authenticate(headers: Mapping[str, str], services: Services, recent: RecentKeys | None = None) -> Credential:
     """The credential in `X-API-Key` or `Authorization: Bearer`. Raises `AuthenticationFailed`."""
-    text = _key_in(request)
+    text = _key_in(headers)
     known = recent.get(text) if recent is not None else None
     if known is not None:
         return known
@@ -48,11 +47,11 @@ async def authenticate(request: Request, services: Services, recent: RecentKeys 
     return credential
 
 
-def _key_in(request: Request) -> str:
-    given = request.headers.get("x-api-key")
+def _key_in(headers: Mapping[str, str]) -> str:
+    given = headers.get("x-api-key")
     if given:
         return given.strip()
-    kind, _, value = request.headers.get("authorization", "").partition(" ")
+    kind, _, value = headers.get("authorization", "").partition(" ")
     if kind.lower() == "bearer" and value.strip():
         return value.strip()
     raise AuthenticationFailed
@@ -63,12 +62,12 @@ def require(credential: Credential, scope: str) -> None:
         raise PermissionDenied(f"This key lacks the scope {scope}", details={"required_scope": scope})
 
 
-def organization_of(request: Request, credential: Credential) -> UUID:
+def organization_of(headers: Mapping[str, str], credential: Credential) -> UUID:
     """The organization that this call is about. A platform key names it; an organization's key can name only its own.
 
     Whether it exists is for the caller to find out.
     """
-    named = request.headers.get("x-organization-id")
+    named = headers.get("x-organization-id")
     if credential.organization_id is None:
         if not named:
             raise ValidationFailed.of(

@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from core import jsontext
 from core.errors import PayloadTooLarge, UnsupportedMediaType
 
 
-async def read(request: Request, max_bytes: int) -> bytes:
-    """The whole body. Raises `PayloadTooLarge` as soon as it exceeds `max_bytes`, before it is all here."""
-    declared = request.headers.get("content-length", "")
+async def read(receive: Receive, headers: Mapping[str, str], max_bytes: int) -> bytes:
+    """The whole body. Raises `PayloadTooLarge` as soon as it exceeds `max_bytes`, before it is all here, and
+    `ClientDisconnect` when the rest will never come."""
+    declared = headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > max_bytes:
         raise _too_large(max_bytes)
-    chunks, size = [], 0
-    async for chunk in request.stream():
+    chunks, size, more = [], 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk = message.get("body", b"")
         size += len(chunk)
         if size > max_bytes:
             raise _too_large(max_bytes)
         chunks.append(chunk)
+        more = message.get("more_body", False)
     return b"".join(chunks)
 
 
-def parse(request: Request, body: bytes) -> Any:
+def parse(headers: Mapping[str, str], body: bytes) -> Any:
     """The JSON value in `body`. Raises `UnsupportedMediaType` or `ValidationFailed`."""
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
         raise UnsupportedMediaType(f"Content-Encoding is {encoding[:80]!r}; send the JSON as it is, without one")
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedMediaType(
             f"Content-Type is {media_type[:80]!r}; send JSON with Content-Type: application/json"

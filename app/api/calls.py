@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import structlog
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -39,6 +40,7 @@ class Call:
     """What a handler knows of its request."""
 
     request: Request
+    headers: Mapping[str, str]  # by lower-case name; of several of one name, the first
     services: Services
     request_id: str
     credential: Credential
@@ -57,7 +59,7 @@ class Call:
         return inputs.read_part(model, self._json())
 
     def _json(self) -> Any:
-        return body.parse(self.request, self.body) if self.body else {}
+        return body.parse(self.headers, self.body) if self.body else {}
 
     def path_id(self, prefix: str, name: str = "id") -> UUID:
         """The id in the path. One that can't be an id is not found, like one that isn't there."""
@@ -72,7 +74,7 @@ class Call:
     @property
     def branch_id(self) -> str | None:
         """The label in `X-Branch-ID`, in UTF-8 as everything else."""
-        given = self.request.headers.get("x-branch-id", "")
+        given = self.headers.get("x-branch-id", "")
         try:
             return given.encode("latin-1").decode("utf-8") or None  # Starlette has read the bytes as Latin-1
         except UnicodeError:
@@ -98,7 +100,7 @@ class Call:
 
     def check_version(self, current: int) -> None:
         """Raises `Conflict` when `If-Match` names another version than the current one."""
-        given = self.request.headers.get("if-match")
+        given = self.headers.get("if-match")
         if given is None or given.strip() == "*":
             return
         match = _VERSION.fullmatch(given.strip())
@@ -151,9 +153,13 @@ class Resource:
 
     async def _respond(self, request: Request) -> Response:
         started = time.perf_counter()
-        request_id = request_id_of(request)
+        # Looked at a dozen times a call, and Starlette searches its list each time.
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(request.scope["headers"])
+        }
+        request_id = _request_id(headers)
         try:
-            reply = await self._answer(request, request_id)
+            reply = await self._answer(request, headers, request_id)
         except HookwrightError as error:
             return replies.failure(error, request_id)
         except ClientDisconnect:
@@ -162,26 +168,27 @@ class Resource:
             return replies.failure(_unforeseen(error, request_id), request_id)
         return replies.success(reply, request_id, round((time.perf_counter() - started) * 1000))
 
-    async def _answer(self, request: Request, request_id: str) -> Reply:
-        action = self._actions.get("GET" if request.method == "HEAD" else request.method)
+    async def _answer(self, request: Request, headers: Mapping[str, str], request_id: str) -> Reply:
+        method = request.method
+        action = self._actions.get("GET" if method == "HEAD" else method)
         if action is None:
             raise MethodNotAllowed(details={"allow": sorted(self._actions)})
         services: Services = request.app.state.services
         recent = self._recent if action.rechecks_credential else None
-        credential = await authentication.authenticate(request, services, recent)
+        credential = await authentication.authenticate(headers, services, recent)
         authentication.require(credential, action.scope)
-        organization_id = authentication.organization_of(request, credential) if action.tenant else NO_ORGANIZATION
+        organization_id = authentication.organization_of(headers, credential) if action.tenant else NO_ORGANIZATION
         _check_address(request, action)
-        call = Call(request, services, request_id, credential, organization_id)
+        call = Call(request, headers, services, request_id, credential, organization_id)
         if action.tenant and credential.organization_id is None and not action.keeps_own_keys:
             async with services.database.session() as session:
                 await organizations.get(session, organization_id)
-        if request.method in {"POST", "PATCH"}:
+        if method in {"POST", "PATCH"}:
             limit: int = getattr(services.settings, action.max_body) if action.max_body else MAX_BODY_BYTES
-            call.body = await body.read(request, limit)
-        key = request.headers.get("idempotency-key")
-        if key is not None and request.method == "POST":
-            call.idempotent = idempotency.call(organization_id, request.method, request.scope["path"], key, call.body)
+            call.body = await body.read(request.receive, headers, limit)
+        key = headers.get("idempotency-key")
+        if key is not None and method == "POST":
+            call.idempotent = idempotency.call(organization_id, method, request.scope["path"], key, call.body)
         if call.idempotent is None or action.keeps_own_keys:
             reply = await action.handler(call)
         else:
@@ -203,6 +210,8 @@ def _check_address(request: Request, action: Action) -> None:
     """Refuses what no id, name or filter can hold, and parameters that nobody would look at."""
     if "\0" in request.scope["path"]:
         raise NotFound
+    if not request.scope["query_string"]:
+        return
     if request.query_params and not action.lists:
         given = ", ".join(dict(request.query_params))[:80]
         raise ValidationFailed.of("query", f"This call takes no query parameters; remove {given}")
@@ -235,8 +244,14 @@ def repeated(data: Any, first_at: Any) -> Reply:
 
 def request_id_of(request: Request) -> str:
     """The caller's `X-Request-ID` when it is sane, else a new one."""
-    given = request.headers.get("x-request-id", "")
-    return given if _SANE_REQUEST_ID.fullmatch(given) else f"req_{uuid4().hex}"
+    return _request_id(request.headers)
+
+
+def _request_id(headers: Mapping[str, str]) -> str:
+    given = headers.get("x-request-id")
+    if given is not None and _SANE_REQUEST_ID.fullmatch(given):
+        return given
+    return f"req_{os.urandom(16).hex()}"
 
 
 def _unforeseen(error: Exception, request_id: str) -> HookwrightError:

@@ -7,23 +7,28 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func
+from sqlalchemy import ARRAY, Uuid, bindparam, column, func, true
+from sqlalchemy.orm import aliased
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.api import lists, views
 from app.api.calls import Call
 from app.api.inputs import Nothing
-from app.api.lists import ListQuery
+from app.api.lists import ListQuery, Walk
 from app.api.replies import Reply
+from app.api.typed import WalkByType
 from core import deliveries, ids, replays, selection
 from core.database import driver_of
 from core.errors import NotFound, ValidationFailed
+from core.hints import Hint
 from core.models import Attempt, Delivery
 
 # The latest attempts of a delivery that are shown: of one alone, and of each in a list. A retry policy makes at most
 # 100 a series, the default one 10.
 MAX_ATTEMPTS, MAX_ATTEMPTS_LISTED = 1_000, 20
+CLOCKS_DIFFER = timedelta(days=1)
+REACH_IN_INDEX = 20_000  # entries that a page walks at most where the index itself checks
 
 
 async def index(call: Call) -> Reply:
@@ -41,21 +46,24 @@ async def run_query(call: Call, session: AsyncSession, query: ListQuery, **chose
     """The list, narrowed to what the path has `chosen` already."""
     if twice := set(chosen) & set(query.filters):
         raise ValidationFailed(details={f"filters.{name}": ["The path chooses it already"] for name in twice})
-    conditions = selection.conditions(call.organization_id, {**query.filters, **chosen})
-
-    async def add_attempts(rows: Sequence[Delivery], items: list[dict[str, Any]]) -> None:
-        attempts = await _attempts(session, [row.id for row in rows], MAX_ATTEMPTS_LISTED)
-        for row, item in zip(rows, items, strict=True):
+    choice = selection.choose(call.organization_id, {**query.filters, **chosen})
+    if choice.events:
+        page = await WalkByType(choice).page(session, query)
+    else:
+        reach = REACH_IN_INDEX if choice.in_index else lists.REACH
+        page = await Walk(Delivery, choice.walked, choice.checked, reach).page(session, query)
+    items = [views.delivery(row) for row in page.rows]
+    if "attempts" in query.include:
+        attempts = await _attempts(session, page.rows, MAX_ATTEMPTS_LISTED)
+        for row, item in zip(page.rows, items, strict=True):
             item["attempts"] = attempts[row.id]
-
-    finish = add_attempts if "attempts" in query.include else None
-    return await lists.run(session, query, Delivery, conditions, views.delivery, finish=finish)
+    return lists.answer(query, page, items)
 
 
 async def show(call: Call) -> Reply:
     async with call.transaction() as session:
         delivery = await _get(call, session)
-        attempts = await _attempts(session, [delivery.id], MAX_ATTEMPTS)
+        attempts = await _attempts(session, [delivery], MAX_ATTEMPTS)
     return Reply(views.delivery(delivery) | {"attempts": attempts[delivery.id]})
 
 
@@ -68,24 +76,28 @@ async def _get(call: Call, session: AsyncSession) -> Delivery:
     return found
 
 
-async def _attempts(
-    session: AsyncSession, delivery_ids: Sequence[UUID], latest: int
-) -> dict[UUID, list[dict[str, Any]]]:
+async def _attempts(session: AsyncSession, rows: Sequence[Delivery], latest: int) -> dict[UUID, list[dict[str, Any]]]:
     """The `latest` attempts of each delivery, the oldest of them first."""
-    found: dict[UUID, list[dict[str, Any]]] = {one: [] for one in delivery_ids}
-    if delivery_ids:
-        # No attempt is older than its delivery, but for clocks that differ: partitions of earlier days are left out.
-        since = col(Attempt.id) >= ids.lowest_at(ids.time_of(min(delivery_ids)) - timedelta(days=1))
-        from_last = func.row_number().over(partition_by=col(Attempt.delivery_id), order_by=col(Attempt.id).desc())
-        ranked = (
-            select(col(Attempt.id), from_last.label("from_last"))
-            .where(col(Attempt.delivery_id).in_(delivery_ids), since)
-            .subquery()
+    found: dict[UUID, list[dict[str, Any]]] = {row.id: [] for row in rows}
+    if rows:
+        # No attempt is older than its delivery, nor younger than the change it made to it, but for clocks that differ:
+        # partitions of other days are left out.
+        since = ids.lowest_at(ids.time_of(min(found)) - CLOCKS_DIFFER)
+        until = ids.lowest_at(max(row.updated_at for row in rows) + CLOCKS_DIFFER)
+        given = (
+            func.unnest(bindparam("given", list(found), ARRAY(Uuid))).table_valued(column("id", Uuid)).render_derived()
         )
-        chosen = select(ranked.c.id).where(ranked.c.from_last <= latest)
-        query = select(Attempt).where(since, col(Attempt.id).in_(chosen)).order_by(col(Attempt.id))
-        for row in (await session.exec(query)).all():
-            found[row.delivery_id].append(views.attempt(row))
+        key = col(Attempt.id)
+        of_one = (
+            select(Attempt)
+            .where(col(Attempt.delivery_id) == given.c.id, key >= since, key < until)
+            .order_by(key.desc())
+            .limit(latest)
+        )
+        one = aliased(Attempt, of_one.lateral("one"))
+        query = select(one).select_from(given).join(one, true()).order_by(col(one.id))
+        for attempt in (await session.exec(query)).all():
+            found[attempt.delivery_id].append(views.attempt(attempt))
     return found
 
 
@@ -95,13 +107,14 @@ async def replay(call: Call) -> Reply:
         replay = await replays.replay_one(
             session, call.organization_id, call.path_id(ids.DELIVERY), created_by=call.actor
         )
-        data = views.delivery(await _get(call, session))
-    call.after_commit(lambda: _hint(call, call.path_id(ids.DELIVERY)))
+        delivery = await _get(call, session)
+        data = views.delivery(delivery)
+    call.after_commit(lambda: _hint(call, delivery))
     return Reply(data | {"replay_id": ids.show(ids.REPLAY, replay.id)}, 202, "The delivery is sent again")
 
 
-async def _hint(call: Call, delivery_id: UUID) -> None:
-    call.services.hints.send([delivery_id])
+async def _hint(call: Call, delivery: Delivery) -> None:
+    call.services.hints.send([Hint(delivery.organization_id, delivery.subscription_id, delivery.id)])
 
 
 async def discard(call: Call) -> Reply:

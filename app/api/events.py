@@ -27,7 +27,7 @@ MAX_EXTERNAL_ID_CHARS = 255
 
 
 async def create(call: Call) -> Reply:
-    event = _event(call, body.parse(call.request, call.body))
+    event = _event(call, body.parse(call.headers, call.body))
     answer = await _accept(call, [event], lambda accepted, _: accepted[0].to_json())
     if answer.first_at is not None:
         return repeated(answer.data, answer.first_at)
@@ -35,7 +35,7 @@ async def create(call: Call) -> Reply:
 
 
 async def create_batch(call: Call) -> Reply:
-    given = inputs.read(BatchIn, body.parse(call.request, call.body)).events
+    given = inputs.read(BatchIn, body.parse(call.headers, call.body)).events
     if not 1 <= len(given) <= MAX_BATCH:
         raise ValidationFailed.of("events", f"Must list 1 to {MAX_BATCH} events")
     accepted: list[NewEvent] = []
@@ -96,12 +96,16 @@ def _check_external_id(value: str, path: str) -> None:
 
 async def index(call: Call) -> Reply:
     query = lists.parse(call.request)
-    conditions = _conditions(call.organization_id, query)
+    conditions, checked = _conditions(call.organization_id, query)
     async with call.transaction() as session:
-        return await lists.run(session, query, Event, conditions, views.event)
+        return await lists.run(session, query, Event, conditions, views.event, checked=checked)
 
 
-def _conditions(organization_id: UUID, query: lists.ListQuery) -> list[ColumnElement[bool]]:
+def _conditions(
+    organization_id: UUID, query: lists.ListQuery
+) -> tuple[list[ColumnElement[bool]], list[ColumnElement[bool]]]:
+    """Those that an index serves, and those that are looked at event by event."""
+    checked: list[ColumnElement[bool]] = []
     found: list[ColumnElement[bool]] = [col(Event.organization_id) == organization_id]
     faults: dict[str, list[str]] = {}
     for name, value in query.filters.items():
@@ -110,7 +114,7 @@ def _conditions(organization_id: UUID, query: lists.ListQuery) -> list[ColumnEle
                 case "event_type":
                     found.append(col(Event.event_type) == value)
                 case "branch_id":
-                    found.append(col(Event.branch_id) == value)
+                    checked.append(col(Event.branch_id) == value)
                 case "external_id":
                     found.append(_by_external_id(organization_id, value))
                 case "created_after":
@@ -124,7 +128,7 @@ def _conditions(organization_id: UUID, query: lists.ListQuery) -> list[ColumnEle
             faults[f"filters.{name}"] = [str(error)]
     if faults:
         raise ValidationFailed(details=faults)
-    return found
+    return found, checked
 
 
 def _by_external_id(organization_id: UUID, value: str) -> ColumnElement[bool]:

@@ -59,6 +59,8 @@ class SubscriptionIn(Input):
     retry_policy: dict[str, Any] | None = None
     headers: dict[str, str] | None = None
     timeout_ms: int | None = None
+    limits: dict[str, Any] | None = None
+    circuit_breaker: dict[str, Any] | None = None
     description: str | None = None
     metadata: dict[str, Any] | None = None
     branch_id: str | None = None
@@ -77,6 +79,8 @@ class SubscriptionPatch(Input):
     retry_policy: dict[str, Any] | None = None
     headers: dict[str, str] | None = None
     timeout_ms: int | None = None
+    limits: dict[str, Any] | None = None
+    circuit_breaker: dict[str, Any] | None = None
     description: str | None = None
     metadata: dict[str, Any] | None = None
     branch_id: str | None = None

@@ -43,14 +43,15 @@ async def create(call: Call) -> Reply:
 
 async def index(call: Call) -> Reply:
     query = lists.parse(call.request)
-    conditions = [col(Replay.organization_id) == call.organization_id]
+    checked = []
     for name, value in query.filters.items():
         if name != "status" or value not in set(ReplayStatus):
             known = ", ".join(ReplayStatus)
             raise ValidationFailed.of(f"filters.{name}", f"There is filters[status], with one of: {known}")
-        conditions.append(col(Replay.status) == value)
+        checked.append(col(Replay.status) == value)
     async with call.transaction() as session:
-        return await lists.run(session, query, Replay, conditions, views.replay)
+        conditions = [col(Replay.organization_id) == call.organization_id]
+        return await lists.run(session, query, Replay, conditions, views.replay, checked=checked)
 
 
 async def show(call: Call) -> Reply:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import orjson
 from starlette.responses import Response
@@ -14,26 +14,36 @@ from core import jsontext, timestamps
 from core.errors import AuthenticationFailed, HookwrightError, Unavailable
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """What a handler answers. `version` becomes the ETag; `meta` is added to the envelope's."""
 
     data: Any
     status: int = 200
     message: str | None = None
     version: int | None = None
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    meta: Mapping[str, Any] = MappingProxyType({})
 
 
-def _headers(request_id: str) -> dict[str, str]:
-    return {"X-Request-ID": request_id, "Cache-Control": "no-store"}  # some answers show a secret, all grow old
+class _Answer(Response):
+    """Starlette's, without its work on every header's name: ours are all known."""
+
+    media_type = "application/json"
+
+    def __init__(self, body: bytes, status: int, request_id: str, more: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        self.status_code = status
+        self.background = None
+        self.body = body
+        self.raw_headers = [
+            (b"x-request-id", request_id.encode("latin-1")),
+            (b"cache-control", b"no-store"),  # some answers show a secret, all grow old
+            (b"content-length", b"%d" % len(body)),
+            (b"content-type", b"application/json"),
+            *more,
+        ]
 
 
 def success(reply: Reply, request_id: str, elapsed_ms: int) -> Response:
     meta = {"request_id": request_id, "processing_time_ms": elapsed_ms, **reply.meta}
-    headers = _headers(request_id)
-    if reply.version is not None:
-        headers["ETag"] = f'"version-{reply.version}"'
     body = {
         "data": reply.data,
         "meta": meta,
@@ -41,17 +51,18 @@ def success(reply: Reply, request_id: str, elapsed_ms: int) -> Response:
         "toast": False,
         "responseType": "success",
     }
-    return Response(jsontext.dumps(body), reply.status, headers, "application/json")
+    more = () if reply.version is None else ((b"etag", b'"version-%d"' % reply.version),)
+    return _Answer(jsontext.dumps(body), reply.status, request_id, more)
 
 
 def failure(error: HookwrightError, request_id: str) -> Response:
-    headers = _headers(request_id)
+    more: list[tuple[bytes, bytes]] = []
     if isinstance(error, Unavailable):
-        headers["Retry-After"] = str(error.retry_after_s)
+        more.append((b"retry-after", b"%d" % error.retry_after_s))
     if isinstance(error, AuthenticationFailed):
-        headers["WWW-Authenticate"] = "Bearer"  # RFC 9110, section 15.5.2: every 401 names a scheme
+        more.append((b"www-authenticate", b"Bearer"))  # RFC 9110, section 15.5.2: every 401 names a scheme
     if allow := error.details.get("allow"):
-        headers["Allow"] = ", ".join(allow)
+        more.append((b"allow", ", ".join(allow).encode("latin-1")))
     body = {
         "data": None,
         "error": {
@@ -65,4 +76,4 @@ def failure(error: HookwrightError, request_id: str) -> Response:
         "toast": False,
         "responseType": "error",
     }
-    return Response(orjson.dumps(body, default=str), error.status, headers, "application/json")
+    return _Answer(orjson.dumps(body, default=str), error.status, request_id, more)

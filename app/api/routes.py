@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.routing import BaseRoute, Route
 
-from app.api import deliveries, event_types, events, organizations, replays, subscriptions
+from app.api import breakers, deliveries, event_types, events, organizations, performance, replays, subscriptions
 from app.api.calls import Action, Handler, Resource
 from core.api_keys import (
     DELIVERIES_READ,
@@ -52,6 +52,11 @@ PATHS: dict[str, dict[str, Action]] = {
     "/v1/webhooks/subscriptions/{id}/deliveries": {
         "GET": Action(subscriptions.deliveries_of, DELIVERIES_READ, lists=True)
     },
+    "/v1/webhooks/subscriptions/{id}/circuit-breaker": {"GET": Action(breakers.show, SUBSCRIPTIONS_READ)},
+    "/v1/webhooks/subscriptions/{id}/circuit-breaker/reset": {"POST": Action(breakers.reset, SUBSCRIPTIONS_WRITE)},
+    "/v1/webhooks/subscriptions/{id}/health": {"GET": Action(performance.health_of, SUBSCRIPTIONS_READ)},
+    "/v1/webhooks/subscriptions/{id}/performance": {"GET": Action(performance.of_subscription, DELIVERIES_READ)},
+    "/v1/webhooks/performance": {"GET": Action(performance.of_organization, DELIVERIES_READ)},
     "/v1/replays": {
         "POST": Action(replays.create, DELIVERIES_REPLAY),
         "GET": Action(replays.index, DELIVERIES_READ, lists=True),

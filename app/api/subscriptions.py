@@ -10,9 +10,9 @@ from uuid import UUID
 from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.api import breakers, lists, views
 from app.api import deliveries as delivery_api
 from app.api import events as event_api
-from app.api import lists, views
 from app.api.calls import Call, repeated
 from app.api.inputs import Nothing, ResumeIn, RotateIn, SubscriptionIn, SubscriptionPatch, TestIn
 from app.api.replies import Reply
@@ -25,7 +25,7 @@ from core.idempotency import FirstAnswer
 from core.models import Subscription, SubscriptionStatus
 from core.patterns import validate_event_type
 
-RESETTABLE = {"filters", "retry_policy", "headers", "branch_id"}  # by null
+RESETTABLE = {"filters", "retry_policy", "headers", "limits", "circuit_breaker", "branch_id"}  # by null
 
 
 def _shown(call: Call, subscription: Subscription) -> dict[str, Any]:
@@ -102,8 +102,11 @@ async def update(call: Call) -> Reply:
     async with call.transaction() as session:
         subscription = await _get(call, session, lock=True)
         call.check_version(subscription.version)
+        url = subscription.url
         if values:
             await subscriptions.update_fields(session, call.services.rules, subscription, values)
+    if subscription.url != url:
+        breakers.forget(call, subscription)
     return _reply(call, subscription, "Subscription updated")
 
 
@@ -114,6 +117,7 @@ async def delete(call: Call) -> Reply:
         await subscriptions.delete(session, subscription)
 
     _settle(call, subscription)
+    breakers.forget(call, subscription)
     data = {"subscription_id": ids.show(ids.SUBSCRIPTION, subscription.id), "status": subscription.status}
     return Reply(data, message="Subscription deleted; what was waiting for it is discarded, its history stays")
 
@@ -196,6 +200,7 @@ async def test(call: Call) -> Reply:
         subscription = await _get(call, session)
     if subscription.status != SubscriptionStatus.ACTIVE:
         raise Conflict(f"The subscription is {subscription.status}; resume it first")
+    await breakers.refuse_open(call, subscription)
     event = events.build(
         organization_id=call.organization_id,
         event_type=given.event_type,

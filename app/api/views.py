@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
 from core import ids, jsontext, timestamps
+from core.breaker import Breaker, BreakerSettings, BreakerState
+from core.health import Health
+from core.limits import Limits
 from core.models import (
     ApiKey,
     Attempt,
@@ -23,6 +26,7 @@ from core.models import (
 from core.replays import Group
 from core.retry import RetryPolicy
 from core.states import State
+from core.stats import Figures
 
 
 def _time(moment: datetime | None) -> str | None:
@@ -83,12 +87,81 @@ def subscription(row: Subscription, header_names: Sequence[str] = ()) -> dict[st
         "retry_policy": RetryPolicy.parse(row.retry_policy).to_json(),
         "headers": dict.fromkeys(header_names, "••••"),  # their values may be credentials
         "timeout_ms": row.timeout_ms,
+        "limits": Limits.of(row.limits).to_json(),
+        "circuit_breaker": BreakerSettings.of(row.circuit_breaker).to_json(),
         "description": row.description,
         "metadata": row.metadata_,
         "branch_id": row.branch_id,
         "version": row.version,
         "created_at": _time(row.created_at),
         "updated_at": _time(row.updated_at),
+    }
+
+
+def circuit_breaker(row: Subscription, breaker: Breaker, now_ms: int) -> dict[str, Any]:
+    settings = BreakerSettings.of(row.circuit_breaker)
+    state = breaker.state_at(settings, now_ms)
+    open_until_ms = breaker.opens_until_ms(settings)
+    half_open_at_ms = breaker.half_open_at_ms if open_until_ms is None else open_until_ms
+    return {
+        "subscription_id": ids.show(ids.SUBSCRIPTION, row.id),
+        "state": state,
+        "failure_count": breaker.failures,
+        "success_count": breaker.successes,
+        "opened_at": _time_of(breaker.opened_at_ms),
+        "half_open_at": _time_of(half_open_at_ms) if state is BreakerState.HALF_OPEN else None,
+        "next_attempt_at": _time_of(open_until_ms) if state is BreakerState.OPEN else None,
+        "last_failure_at": _time_of(breaker.failed_at_ms),
+        "settings": settings.to_json(),
+    }
+
+
+def _time_of(ms: int | None) -> str | None:
+    """Unix milliseconds; 0 is none."""
+    return _time(datetime.fromtimestamp(ms / 1000, UTC)) if ms else None
+
+
+def health(
+    row: Subscription,
+    status: Health,
+    breaker: Breaker | None,
+    now_ms: int,
+    hour: Figures,
+    day: Figures,
+    waiting: tuple[int | None, int | None],
+) -> dict[str, Any]:
+    pending, dead = waiting
+    state = breaker and breaker.state_at(BreakerSettings.of(row.circuit_breaker), now_ms)
+    return {
+        "subscription_id": ids.show(ids.SUBSCRIPTION, row.id),
+        "status": status,
+        "circuit_breaker": state,
+        "consecutive_failures": None if breaker is None else breaker.failures,
+        "last_hour": _attempts(hour),
+        "last_24h": _attempts(day),
+        "last_success_at": _time(day.delivered_at),
+        "last_failure_at": _time(day.failed_at),
+        "pending_deliveries": pending,
+        "dead_deliveries": dead,
+    }
+
+
+def _attempts(figures: Figures) -> dict[str, Any]:
+    return {
+        "attempts": figures.attempts,
+        "success_rate": figures.attempt_success_rate,
+        "average_time_ms": figures.average_ms,
+    }
+
+
+def performance(day: Figures) -> dict[str, Any]:
+    return {
+        "webhook_performance": {
+            "delivery_success_rate": day.delivery_success_rate,
+            "average_delivery_time_ms": day.average_ms,
+            "failed_deliveries_24h": day.dead,
+            "retry_success_rate": day.retry_success_rate,
+        }
     }
 
 

@@ -1,7 +1,8 @@
 """The only writer of delivery states. Every function is one row of `core.states.TRANSITIONS`, or several.
 
-`leases` claims deliveries and ends claims, for workers; `requests` is what people ask for; `bulk` is what a change of
-a subscription's status does to all that waits for it. A delivery is born in `core.acceptance`, with its event.
+For workers, `queues` finds what to claim next, and `leases` claims it and ends claims. `requests` is what people ask
+for; `bulk` is what a change of a subscription's status does to all that waits for it. A delivery is born in
+`core.acceptance`, with its event.
 """
 
 from core.deliveries.bulk import discard_pending, release_held
@@ -11,29 +12,49 @@ from core.deliveries.leases import (
     Tried,
     Verdict,
     claim,
-    claim_due,
     finish,
     hold,
     is_entangled,
     verdict_without_sending,
 )
+from core.deliveries.queues import (
+    Choice,
+    Chooser,
+    Due,
+    Park,
+    ParkedFor,
+    Swept,
+    claim_due,
+    claim_parked,
+    parked_subscriptions,
+    sweep,
+)
 from core.deliveries.requests import create_missing, discard, refusal, replay
 
 __all__ = [
+    "Choice",
+    "Chooser",
     "Claimed",
+    "Due",
     "Finish",
+    "Park",
+    "ParkedFor",
+    "Swept",
     "Tried",
     "Verdict",
     "claim",
     "claim_due",
+    "claim_parked",
     "create_missing",
     "discard",
     "discard_pending",
     "finish",
     "hold",
     "is_entangled",
+    "parked_subscriptions",
     "refusal",
     "release_held",
     "replay",
+    "sweep",
     "verdict_without_sending",
 ]

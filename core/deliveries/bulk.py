@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from core import replay_items
-from core.deliveries.conditions import in_states
+from core.deliveries.conditions import DUE, HELD, PARKED, in_states
 from core.states import State
 
 BULK = 5_000  # rows a statement of a bulk change touches, so that none holds its locks for long
@@ -37,10 +37,16 @@ async def _in_bulk(driver: Any, subscription_id: UUID, look: str, change: str) -
             return total
 
 
-# MATERIALIZED makes PostgreSQL look among what is unfinished, in an index that stays small, and not in the order of
+# MATERIALIZED makes PostgreSQL look among what is unfinished, in indexes that stay small, and not in the order of
 # the ids through the subscription's whole history.
-_PENDING = """
-WITH pending AS MATERIALIZED (SELECT id FROM deliveries WHERE subscription_id = $1 AND state = 'pending')
+_PENDING = f"""
+WITH pending AS MATERIALIZED (
+    SELECT id FROM deliveries WHERE subscription_id = $1 AND state = 'pending' AND {DUE}
+    UNION ALL
+    SELECT id FROM deliveries WHERE subscription_id = $1 AND {PARKED}
+    UNION ALL
+    SELECT id FROM deliveries WHERE subscription_id = $1 AND {HELD}
+)
 SELECT id FROM pending ORDER BY id LIMIT $2
 """
 
@@ -55,9 +61,7 @@ FROM waiting WHERE d.id = waiting.id AND d.id = ANY($1::uuid[]) AND d.id BETWEEN
 RETURNING d.id, d.replay_id AS ended
 """
 
-_HELD = """
-SELECT id FROM deliveries WHERE subscription_id = $1 AND state = 'pending' AND reason = 'paused' ORDER BY id LIMIT $2
-"""
+_HELD = f"SELECT id FROM deliveries WHERE subscription_id = $1 AND {HELD} ORDER BY id LIMIT $2"
 
 _RELEASE_HELD = f"""
 WITH held AS (

@@ -13,3 +13,9 @@ def in_states(*states: State) -> str:
     """
     others = ", ".join(f"'{state}'" for state in State if state not in states)
     return f"state NOT IN ({others})"
+
+
+# Each in the words of an index's condition, so that PostgreSQL sees that the index serves.
+DUE = "state IN ('pending', 'sending') AND (reason IS NULL OR reason IN ('new', 'retry', 'replay'))"
+PARKED = "state = 'pending' AND reason IN ('rate_limited', 'breaker_open')"
+HELD = "state = 'pending' AND reason = 'paused'"

@@ -19,7 +19,7 @@ from core import ids, partitions, replay_items
 from core.deliveries.conditions import in_states
 from core.models import ItemOutcome, SubscriptionStatus
 from core.replay_items import ItemResult
-from core.states import DeadReason, DiscardReason, PendingReason, State
+from core.states import PARKING, DeadReason, DiscardReason, PendingReason, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,44 +85,26 @@ class Finish:
 # --- claiming ------------------------------------------------------------------------------------------------------
 
 
-async def claim(driver: Any, delivery_ids: Sequence[UUID], *, margin_s: float) -> list[Claimed]:
-    """Leases those of `delivery_ids` that are due: pending, or sending under a lease that has ended.
+async def claim(driver: Any, delivery_ids: Sequence[UUID], *, margin_s: float, parked: bool = False) -> list[Claimed]:
+    """Leases those of `delivery_ids` that are due: pending, or sending under a lease that has ended; or else those that
+    are `parked`, which the caller found to have room.
 
     The lease lasts `margin_s` seconds beyond the subscription's timeout.
     """
     if not delivery_ids:
         return []
     token = uuid4()
-    rows = await driver.fetch(_CLAIM, list(delivery_ids), min(delivery_ids), max(delivery_ids), token, margin_s)
+    statement = _CLAIM_PARKED if parked else _CLAIM
+    rows = await driver.fetch(statement, list(delivery_ids), min(delivery_ids), max(delivery_ids), token, margin_s)
     return [Claimed(**row, token=token) for row in rows]
 
 
-async def claim_due(driver: Any, limit: int, *, margin_s: float) -> list[Claimed]:
-    """Leases up to `limit` due deliveries, the longest due first: new ones whose hint was lost, retries whose time
-    has come, and those of workers that died. What another process is claiming at this moment is passed over."""
-    async with driver.transaction():
-        await driver.execute(_IN_ORDER)
-        due = await driver.fetch(_DUE, limit)
-        return await claim(driver, [row["id"] for row in due], margin_s=margin_s)
-
-
-# Statistics lag behind a backlog. From stale ones PostgreSQL would read all that is due and sort it, at each sweep;
-# without sorting it reads the index in order and stops after `limit` rows.
-_IN_ORDER = "SET LOCAL enable_sort = off"
-_DUE = """
-SELECT id FROM deliveries
-WHERE state IN ('pending', 'sending') AND due_at <= now()
-ORDER BY due_at LIMIT $1
-FOR UPDATE SKIP LOCKED
-"""
-
 # Locks in the order of the ids, like every statement that touches many, so that no two wait for each other crosswise.
 # What another holds, it is claiming or changing. The bounds on the id let PostgreSQL leave out other days' partitions.
-_CLAIM = f"""
+_CLAIM_WHERE = """
 WITH due AS (
     SELECT id FROM deliveries
-    WHERE id = ANY($1::uuid[]) AND id BETWEEN $2 AND $3
-      AND {in_states(State.PENDING, State.SENDING)} AND due_at <= now()
+    WHERE id = ANY($1::uuid[]) AND id BETWEEN $2 AND $3 AND {condition}
     ORDER BY id FOR UPDATE SKIP LOCKED
 )
 UPDATE deliveries d
@@ -133,6 +115,12 @@ WHERE d.id = due.id AND d.id = ANY($1::uuid[]) AND d.id BETWEEN $2 AND $3 AND s.
 RETURNING d.id, d.organization_id, d.subscription_id, d.event_id, d.event_type, d.series, d.attempt_count, d.replay_id,
     s.version AS subscription_version, s.status AS subscription_status, s.timeout_ms
 """
+_WAITING_FOR_ROOM = ", ".join(f"'{reason}'" for reason in PARKING)
+_CLAIM = _CLAIM_WHERE.format(
+    condition=f"{in_states(State.PENDING, State.SENDING)} AND due_at <= now()"
+    f" AND (reason IS NULL OR reason NOT IN ({_WAITING_FOR_ROOM}))"
+)
+_CLAIM_PARKED = _CLAIM_WHERE.format(condition=f"{in_states(State.PENDING)} AND reason IN ({_WAITING_FOR_ROOM})")
 
 
 # --- ending a claim ------------------------------------------------------------------------------------------------

@@ -8,21 +8,23 @@ from uuid import UUID
 
 from core import ids, replay_items
 from core.errors import Conflict, NotFound
+from core.hints import Hint
 from core.models import ItemOutcome, Subscription
 from core.replay_items import ItemResult
 from core.states import TRANSITIONS, DiscardReason
 
 
-async def replay(driver: Any, delivery_ids: Sequence[UUID], replay_id: UUID) -> set[UUID]:
+async def replay(driver: Any, delivery_ids: Sequence[UUID], replay_id: UUID) -> list[Hint]:
     """Starts a fresh series of attempts, due at once, for those of `delivery_ids` whose state and subscription allow
     it; the others are skipped. A retry that was pending is superseded. Records what became of each with the replay.
 
-    Returns the ids that moved. The caller holds a transaction."""
+    Returns those that moved. The caller holds a transaction."""
     rows = await driver.fetch(_REPLAY, sorted(delivery_ids), min(delivery_ids), max(delivery_ids), replay_id)
-    moved = {row["id"] for row in rows}
+    moved = [Hint(row["organization_id"], row["subscription_id"], row["id"]) for row in rows]
+    sent = {one.delivery_id for one in moved}
     superseded = await replay_items.unanswered(driver, [(row["was_of"], row["id"]) for row in rows if row["was_of"]])
     results = [
-        ItemResult(replay_id, one, ItemOutcome.SENT if one in moved else ItemOutcome.SKIPPED) for one in delivery_ids
+        ItemResult(replay_id, one, ItemOutcome.SENT if one in sent else ItemOutcome.SKIPPED) for one in delivery_ids
     ]
     await replay_items.record(driver, superseded + results)
     return moved
@@ -42,7 +44,7 @@ SET state = 'pending', reason = 'replay', due_at = now(), series = least(d.serie
 FROM before, subscriptions s
 WHERE d.id = before.id AND d.id = ANY($1::uuid[]) AND d.id BETWEEN $2 AND $3
   AND s.id = d.subscription_id AND s.status IN ('active', 'paused')
-RETURNING d.id, before.replay_id AS was_of
+RETURNING d.id, d.organization_id, d.subscription_id, before.replay_id AS was_of
 """
 
 

@@ -97,6 +97,7 @@ class Scene:
             "events": ["*"],
             "timeout_ms": TIMEOUT_MS,
             "retry_policy": QUICK_RETRIES,
+            "circuit_breaker": {"failure_threshold": 1000},  # which would hold back what is to be retried at once
         } | fields
         created = await self._call("POST", "/v1/webhooks/subscriptions", body, 201)
         subscription_id: str = created["subscription_id"]

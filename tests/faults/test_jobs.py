@@ -132,12 +132,15 @@ def test_hints_doubled_to_two_workers_send_each_webhook_once(play: Play, seed: i
         doubled = 0
         async with producer.producing():
             until_s = time.monotonic() + 1.5
-            while time.monotonic() < until_s:
-                rows = await fleet.query("SELECT id FROM deliveries ORDER BY id DESC LIMIT 20")
-                batch = [row["id"].hex for row in rows]
+            while time.monotonic() < until_s or doubled <= len(producer.accepted) + 50:
+                rows = await fleet.query(
+                    "SELECT organization_id, subscription_id, id AS delivery_id FROM deliveries"
+                    " ORDER BY id DESC LIMIT 20"
+                )
+                batch = [hints.Hint(**row) for row in rows]
                 for _ in range(3):
                     fleet.rng.shuffle(batch)
-                    await _enqueue(fleet, secrets.token_hex(16).encode(), _job(a=[batch]))
+                    await _enqueue(fleet, secrets.token_hex(16).encode(), _job(a=[hints.pack(batch)]))
                 doubled += len(batch)
         print(f"{doubled} hints doubled;", ledger := await settle(fleet, producer))
         assert (ledger.repeats, ledger.dead) == (0, 0)
@@ -147,25 +150,29 @@ def test_hints_doubled_to_two_workers_send_each_webhook_once(play: Play, seed: i
 
 
 def test_jobs_past_their_timeout_or_cancelled_lose_nothing(play: Play, seed: int) -> None:
-    """A job waits while its worker knows of enough to do; here that is soon, and for long."""
-    slowed = {"FAULTS_CONSTANTS": "worker.main.JOB_TIMEOUT_S=0.6,worker.engine.MAX_WANTED=8"}
+    """A job asks the database for the limits of subscriptions that are new to its worker, and somebody holds them."""
 
     async def scenario(fleet: Fleet) -> None:
         await fleet.make_tenant()
         await fleet.start_web()
-        first = await fleet.start_worker(altered=slowed, WORKER_MAX_IN_FLIGHT="2")
-        await fleet.subscribe("/slow/0.3")  # two slots: some seven a second, far less than is posted
+        await fleet.subscribe("/slow/0.05")
         producer = Producer(fleet.url, fleet.key, fleet.rng)
         async with producer.producing():
+            await producer.accepts(5, within_s=10)  # from now on the web process has no question about subscriptions
+            async with fleet.session() as other, other.transaction():
+                await other.execute("LOCK TABLE subscriptions IN ACCESS EXCLUSIVE MODE")
+                first = await fleet.start_worker(altered={"FAULTS_CONSTANTS": "worker.main.JOB_TIMEOUT_S=0.6"})
 
-            async def timed_out() -> bool:
-                return "TimeoutError" in fleet.log_of(first)
+                async def timed_out() -> bool:
+                    return "TimeoutError" in fleet.log_of(first)
 
-            await until(timed_out, 20, "a job is past its timeout")
-            await fleet.pause(0.0, 0.5)
-            assert await fleet.parts.redis("KEYS", in_progress_key_prefix + "*"), "no job is there to be cancelled"
-            first.send(signal.SIGTERM)
-            assert await first.wait() == 0
+                async def under_way() -> bool:
+                    return bool(await fleet.parts.redis("KEYS", in_progress_key_prefix + "*"))
+
+                await until(timed_out, 20, "a job is past its timeout")
+                await until(under_way, 10, "a job is there to be cancelled")
+                first.send(signal.SIGTERM)
+                assert await first.wait() == 0
             assert "sending" not in await fleet.states()
             second = await fleet.start_worker()
             print(f"hints flow {await fleet.hints_flow():.1f} s after a worker with room started")

@@ -99,7 +99,7 @@ FAULTS = {
 
 def in_flight(engine: Engine) -> int:
     """Slots that are taken."""
-    return MAX_IN_FLIGHT - engine._room
+    return engine.under_way
 
 
 def transport_of(engine: Engine) -> EgressTransport:
@@ -291,7 +291,9 @@ def test_a_connection_closed_at_the_moment_of_reuse_neither_doubles_nor_hides_a_
             patient = {"backoff_strategy": "fixed", "base_delay_ms": 20, "max_attempts": 60}
             for number, kind in enumerate(kinds):
                 url = receiver.url(f"/{kind}", host=f"127.0.0.{number + 2}")
-                await it.subscribe(url, ["*"], retry_policy=patient, timeout_ms=5_000)
+                await it.subscribe(
+                    url, ["*"], retry_policy=patient, timeout_ms=5_000, circuit_breaker={"failure_threshold": 1000}
+                )
             for _ in range(count):
                 await it.send()
                 await asyncio.sleep(rng.uniform(0, 0.015))

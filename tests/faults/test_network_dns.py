@@ -89,7 +89,13 @@ def play(database_url: str, redis_url: str, receiver: Receiver, monkeypatch: pyt
             for name in Names.answers:
                 url = receiver.url("/ok" if name.startswith("healthy") else path, host=name)
                 timeout_s = TIMEOUT_S if None in Names.answers[name] else 10
-                await it.subscribe(url, ["*"], retry_policy=POLICY, timeout_ms=round(timeout_s * 1000))
+                await it.subscribe(
+                    url,
+                    ["*"],
+                    retry_policy=POLICY,
+                    timeout_ms=round(timeout_s * 1000),
+                    circuit_breaker={"failure_threshold": 1000},
+                )
             began = time.monotonic()
             await asyncio.gather(*(it.send() for _ in range(EVENTS)))
             rows = await _ended(it, EVENTS * len(Names.answers))

@@ -68,7 +68,7 @@ class Held:
 
 async def _has_room(it: Platform) -> bool:
     assert it.engine is not None
-    return it.engine._room == IN_FLIGHT
+    return it.engine.under_way == 0
 
 
 def holding(database_url: str, redis_url: str, scenario: Callable[[Held], Awaitable[None]]) -> None:

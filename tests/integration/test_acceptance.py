@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -91,7 +90,7 @@ def test_requests_that_come_together_share_a_transaction(database_url: str) -> N
 def test_an_event_that_cannot_be_stored_fails_none_of_its_neighbours(database_url: str, external: bool) -> None:
     async def test(door: Door) -> None:
         new = [door.event(external_id=f"order {n}" if external else None) for n in range(20)]
-        new[7] = replace(new[7], event_type="nul \0")
+        new[7] = new[7]._replace(event_type="nul \0")
         outcomes = await asyncio.gather(*(door.post(one) for one in new), return_exceptions=True)
         assert isinstance(outcomes.pop(7), Exception)
         assert all(isinstance(outcome, Answer) for outcome in outcomes)
@@ -105,7 +104,7 @@ def test_an_event_that_cannot_be_stored_fails_none_of_its_neighbours(database_ur
 
 def test_a_batch_is_accepted_whole_or_not_at_all(database_url: str) -> None:
     async def test(door: Door) -> None:
-        good, bad = door.event(), replace(door.event(), event_type="nul \0")
+        good, bad = door.event(), door.event()._replace(event_type="nul \0")
         with pytest.raises(Exception, match="0x00"):
             await door.post(good, bad)
         assert await stored(door) == set()

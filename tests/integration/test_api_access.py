@@ -28,7 +28,7 @@ from tests.platform import Platform, shown
 EVERY = [(method, path) for path, actions in PATHS.items() for method in actions]
 TABLES = (
     *("organizations", "api_keys", "event_types", "subscriptions", "subscription_secrets", "events", "event_keys"),
-    *("deliveries", "replays", "replay_items", "idempotency_keys"),
+    *("deliveries", "replays", "replay_items", "idempotency_keys", "delivery_stats"),
 )
 # A body that each path would accept, so that nothing but access stands in its way.
 BODIES: dict[tuple[str, str], Any] = {

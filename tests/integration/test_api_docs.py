@@ -63,6 +63,7 @@ def test_examples_have_exactly_the_fields_of_real_answers(database_url: str, red
         made = await p.client.post(
             SUBSCRIPTIONS, json={"url": receiver.url("/status/503"), "events": ["*"], "retry_policy": FAST}
         )
+        id_ = made.json()["data"]["id"]
         event = await p.send()
         [delivery] = await p.settled(1, "dead")
         whole = (await p.call("GET", f"/v1/deliveries/{delivery['id']}"))["data"]
@@ -71,6 +72,9 @@ def test_examples_have_exactly_the_fields_of_real_answers(database_url: str, red
             "success": success_of(made, 201),
             "error": (await p.client.get("/v1/nothing")).json(),
             "subscription": made.json()["data"],
+            "circuit breaker": (await p.call("GET", f"{SUBSCRIPTIONS}/{id_}/circuit-breaker"))["data"],
+            "health": (await p.call("GET", f"{SUBSCRIPTIONS}/{id_}/health"))["data"],
+            "performance": (await p.call("GET", "/v1/webhooks/performance"))["data"],
             "accepted": event,
             "event": (await p.call("GET", f"/v1/events/{event['event_id']}"))["data"],
             "delivery": delivery,

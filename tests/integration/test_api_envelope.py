@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from starlette.routing import Match, Route
 
 from app.api.routes import PATHS
+from app.main import create
+from core import settings
 from tests.api import SUBSCRIPTIONS, TIME, error_of, faults_of, run, success_of
-from tests.platform import Platform, shown
+from tests.platform import Platform, environment, shown
 
 
 def test_a_success_and_a_list_come_in_the_promised_envelope(database_url: str, redis_url: str) -> None:
@@ -82,6 +85,18 @@ def test_a_method_that_a_path_lacks_is_405_with_those_it_has(database_url: str, 
         assert "GET" in answer.headers["allow"]
 
     run(database_url, redis_url, check)
+
+
+def test_the_short_way_to_a_path_leads_where_the_routes_lead() -> None:
+    app = create(settings.load(environment("postgresql://127.0.0.1:1/none", "redis://127.0.0.1:1/0")))
+    short = {path for path in PATHS if "{" not in path}
+    assert "/v1/events" in short
+    assert set(app.resources) == short
+    for path, resource in app.resources.items():
+        scope = {"type": "http", "method": "POST", "path": path}
+        [first, *_] = [route for route in app.routes if route.matches(scope)[0] is Match.FULL]
+        assert isinstance(first, Route)
+        assert first.app is resource
 
 
 def test_an_unforeseen_error_is_a_500_in_the_envelope_that_tells_nothing(

@@ -14,9 +14,17 @@ from tests.platform import Platform
 
 FIELDS = [
     *("id", "subscription_id", "organization_id", "status", "status_reason", "webhook_url", "events", "filters"),
-    *("authentication", "payload_format", "retry_policy", "headers", "timeout_ms", "description", "metadata"),
-    *("branch_id", "version", "created_at", "updated_at"),
+    *("authentication", "payload_format", "retry_policy", "headers", "timeout_ms", "limits"),
+    *("circuit_breaker", "description", "metadata", "branch_id", "version", "created_at", "updated_at"),
 ]
+BREAKER = {
+    "failure_threshold": 5,
+    "failure_rate_threshold": 0.5,
+    "timeout_ms": 60000,
+    "half_open_max_calls": 3,
+    "half_open_success_threshold": 2,
+    "monitoring_window_ms": 300000,
+}
 
 
 def test_a_subscription_is_created_as_promised(database_url: str, redis_url: str) -> None:
@@ -49,6 +57,8 @@ def test_a_subscription_is_created_as_promised(database_url: str, redis_url: str
             "headers": {},
             "branch_id": None,
             "status_reason": None,
+            "limits": {"max_in_flight": 200, "per_second": None},
+            "circuit_breaker": BREAKER,
         }
         assert {name: made[name] for name in expected} == expected
         assert made["retry_policy"] == {
@@ -98,6 +108,12 @@ REFUSED: list[tuple[dict[str, Any], set[str]]] = [
     ({"url": URL, "events": ["*"], "timeout_ms": 30001}, {"timeout_ms"}),
     ({"url": URL, "events": ["*"], "timeout_ms": 5000.0}, {"timeout_ms"}),
     ({"url": URL, "events": ["*"], "timeout_ms": True}, {"timeout_ms"}),
+    ({"url": URL, "events": ["*"], "limits": {"max_in_flight": 0, "x": 1}}, {"limits.max_in_flight", "limits.x"}),
+    ({"url": URL, "events": ["*"], "limits": 5}, {"limits"}),
+    ({"url": URL, "events": ["*"], "limits": {"per_second": 0}}, {"limits.per_second"}),
+    ({"url": URL, "events": ["*"], "circuit_breaker": {"timeout_ms": 1}}, {"circuit_breaker.timeout_ms"}),
+    ({"url": URL, "events": ["*"], "circuit_breaker": {"open": True}}, {"circuit_breaker.open"}),
+    ({"url": URL, "events": ["*"], "circuit_breaker": "off"}, {"circuit_breaker"}),
     ({"url": URL, "events": ["*"], "payload_format": "xml"}, {"payload_format"}),
     ({"url": URL, "events": ["*"], "description": "x" * 1001}, {"description"}),
     ({"url": URL, "events": ["*"], "metadata": {"x": "y" * 5000}}, {"metadata"}),
@@ -152,6 +168,15 @@ def test_a_patch_changes_what_it_names_and_null_resets(database_url: str, redis_
             ({"url": "https://example.org/x"}, {"webhook_url": "https://example.org/x"}),
             ({"authentication": {"type": "github"}}, {"authentication": {"type": "github"}}),
             ({"payload_format": "data", "timeout_ms": 1000}, {"payload_format": "data", "timeout_ms": 1000}),
+            ({"limits": {"max_in_flight": 5}}, {"limits": {"max_in_flight": 5, "per_second": None}}),
+            ({"limits": {"per_second": 0.5}}, {"limits": {"max_in_flight": 200, "per_second": 0.5}}),
+            ({"limits": None}, {"limits": {"max_in_flight": 200, "per_second": None}}),
+            ({"circuit_breaker": {"timeout_ms": 500}}, {"circuit_breaker": BREAKER | {"timeout_ms": 500}}),
+            (
+                {"circuit_breaker": {"failure_rate_threshold": 1}},
+                {"circuit_breaker": BREAKER | {"failure_rate_threshold": 1.0}},
+            ),
+            ({"circuit_breaker": None}, {"circuit_breaker": BREAKER}),
         ]
         for number, (change, expected) in enumerate(steps, start=2):
             answer = await p.client.patch(path, json=change)
@@ -166,7 +191,7 @@ def test_a_patch_changes_what_it_names_and_null_resets(database_url: str, redis_
         assert sorted(faults_of(await p.client.patch(path, json=dict.fromkeys(required)))) == sorted(required)
         for nothing in ({}, None):
             answer = await p.client.patch(path, json=nothing) if nothing is not None else await p.client.patch(path)
-            assert success_of(answer, 200)["data"]["version"] == 9
+            assert success_of(answer, 200)["data"]["version"] == len(steps) + 1
         assert list(faults_of(await p.client.patch(path, json={"status": "paused"}))) == ["status"]
         assert list(faults_of(await p.client.patch(path, json={"secret": "x" * 30}))) == ["secret"]
 

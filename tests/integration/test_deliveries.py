@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -13,7 +13,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from core import catch_up, deliveries, ids, replays, settling, subscriptions
 from core.database import Database
-from core.deliveries import Claimed, Finish, Verdict, bulk, requests
+from core.deliveries import Choice, Claimed, Due, Finish, Park, Verdict, bulk, requests
 from core.errors import Conflict, NotFound, ValidationFailed
 from core.models import Subscription
 from core.states import TRANSITIONS, DeadReason, DiscardReason, PendingReason, State
@@ -62,6 +62,14 @@ async def _claim(seeds: Seeds, row: dict[str, Any]) -> Any:
     return await seeds.claim(row["id"])
 
 
+async def _park(seeds: Seeds, row: dict[str, Any]) -> Any:
+    async def choose(due: Sequence[Due]) -> list[Choice | Park]:
+        parked = Park(PendingReason.RATE_LIMITED, 0.0)
+        return [parked if one.id == row["id"] else Choice.LEAVE for one in due]
+
+    return await deliveries.sweep(seeds.driver, 100, choose, margin_s=MARGIN_S)
+
+
 async def _hold(seeds: Seeds, row: dict[str, Any]) -> Any:
     await _pause(seeds)
     return await deliveries.hold(seeds.driver, [_held_by(row)])
@@ -82,6 +90,7 @@ OPERATIONS: dict[str, Operation] = {
     "reschedule": _finishing(LATER),
     "give_up": _finishing(EXHAUSTED),
     "reclaim": _claim,
+    "park": _park,
     "hold": _hold,
     "drop": _finishing(DROPPED, tried=False),
     "discard": _discard,
@@ -673,7 +682,7 @@ def test_with_priority_what_was_missed_goes_before_what_is_due(database_url: str
     async def run(seeds: Seeds) -> None:
         now = datetime.now(UTC)
         missed = [await seeds.event(at=now - timedelta(minutes=n)) for n in (50, 40, 30)]
-        due = await seeds.delivery(due_at=now - timedelta(seconds=1))
+        due = await seeds.delivery(reason="new", due_at=now - timedelta(seconds=1))
         created = await _catch_up(seeds, now - timedelta(hours=1), first=first)
         [taken] = await deliveries.claim_due(seeds.driver, 1, margin_s=MARGIN_S)
         assert taken.id == (created[0] if first else due)

@@ -86,15 +86,15 @@ def test_a_timeout_raised_after_the_claim_does_not_outlast_the_lease(
     async def run(receiver: Receiver) -> None:
         async with platform(database_url, redis_url, with_worker=False, LEASE_MARGIN_S="2") as p:
             created = await p.subscribe(receiver.url("/hang"), timeout_ms=1000)
-            claim_due = deliveries.claim_due
+            sweep = deliveries.sweep
 
-            async def and_then_patched(driver: Any, limit: int, *, margin_s: float) -> Any:
-                claims = await claim_due(driver, limit, margin_s=margin_s)
-                if claims:
+            async def and_then_patched(*args: Any, **options: Any) -> Any:
+                swept = await sweep(*args, **options)
+                if swept.claims:
                     await p.sql("UPDATE subscriptions SET timeout_ms = 30000, version = version + 1")
-                return claims
+                return swept
 
-            monkeypatch.setattr(deliveries, "claim_due", and_then_patched)
+            monkeypatch.setattr(deliveries, "sweep", and_then_patched)
             p.services.acceptance._hint = lambda _: None
             await p.send()
             async with worker.working(settings.load(environment(database_url, redis_url, LEASE_MARGIN_S="2"))):

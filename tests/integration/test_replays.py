@@ -15,6 +15,7 @@ from core import deliveries, ids, replays
 from core.database import Database
 from core.deliveries import Finish, Verdict
 from core.errors import Conflict, NotFound, ValidationFailed
+from core.hints import Hint
 from core.models import Replay, ReplayStatus
 from core.replays import OPERATIONS, Group
 from core.states import DeadReason, DiscardReason, State
@@ -109,7 +110,7 @@ def test_the_selection_is_frozen_when_the_replay_is_created(database_url: str) -
         chosen = [await seeds.delivery(State.DEAD) for _ in range(3)]
         replay, _ = await create(seeds)
         late = await seeds.delivery(State.DEAD)
-        assert sorted(await replays.tick(seeds.database)) == sorted(chosen)
+        assert sorted(one.delivery_id for one in await replays.tick(seeds.database)) == sorted(chosen)
         assert await seeds.state(late) == ("dead", "exhausted")
         assert (await counters(seeds, replay.id))[:3] == ("running", 3, 3)
 
@@ -261,7 +262,7 @@ def test_a_ticker_that_comes_second_sends_nothing(database_url: str) -> None:
         chosen = [await seeds.delivery(State.DEAD) for _ in range(30)]
         replay, _ = await create(seeds, rate=10)
         sent = await asyncio.gather(*(replays.tick(seeds.database) for _ in range(5)))
-        together = [delivery_id for some in sent for delivery_id in some]
+        together = [one.delivery_id for some in sent for one in some]
         assert len(together) == 10
         assert set(together) < set(chosen)
         assert (await counters(seeds, replay.id))[2] == 10
@@ -303,7 +304,7 @@ def test_a_replay_that_fails_does_not_hold_up_the_others(
         good, _ = await create(seeds)
         genuine = deliveries.replay
 
-        async def failing(driver: Any, delivery_ids: Sequence[UUID], replay_id: UUID) -> set[UUID]:
+        async def failing(driver: Any, delivery_ids: Sequence[UUID], replay_id: UUID) -> list[Hint]:
             if replay_id == bad.id:
                 raise error
             return await genuine(driver, delivery_ids, replay_id)
@@ -376,7 +377,7 @@ def test_a_cancelled_replay_sends_no_more_and_keeps_what_it_sent(database_url: s
         assert cancelled.finished_at is not None
         await let_pass(seeds, 60)
         assert await replays.tick(seeds.database) == []
-        await finish(seeds, sent[0], SUCCESS)
+        await finish(seeds, sent[0].delivery_id, SUCCESS)
         assert await counters(seeds, replay.id) == ("cancelled", 10, 4, 1, 0, 0)
 
     seeded(database_url, run)
@@ -392,7 +393,7 @@ def test_a_step_overtaken_by_a_person_sends_nothing(
         before = await seeds.row(delivery_id)
         genuine = deliveries.replay
 
-        async def overtaken(driver: Any, delivery_ids: Sequence[UUID], replay_id: UUID) -> set[UUID]:
+        async def overtaken(driver: Any, delivery_ids: Sequence[UUID], replay_id: UUID) -> list[Hint]:
             await operate(seeds, replay.id, operation)
             return await genuine(driver, delivery_ids, replay_id)
 
@@ -411,7 +412,7 @@ def test_a_replay_goes_on_after_a_restart(database_url: str) -> None:
         sent: list[UUID] = []
         for _ in range(4):
             fresh = Database(database_url)  # a worker that knows nothing of the last one
-            sent += await replays.tick(fresh)
+            sent += [one.delivery_id for one in await replays.tick(fresh)]
             await fresh.close()
             await let_pass(seeds, 1.0)
         assert sorted(sent) == sorted(chosen)

@@ -19,6 +19,7 @@ from tests.receiver import Receiver
 from worker import main as worker
 
 SWEEP_S = 0.05
+PATIENT = {"failure_threshold": 1000}  # a breaker that stays out of the way
 LATE_S = 2.0  # a busy machine's share; early is what must never happen
 
 
@@ -59,7 +60,7 @@ def test_the_default_schedule_is_kept_within_its_jitter_until_the_dead_letter(
     database_url: str, redis_url: str
 ) -> None:
     async def test(p: Platform, receiver: Receiver) -> None:
-        await p.subscribe(receiver.url("/status/500"))
+        await p.subscribe(receiver.url("/status/500"), circuit_breaker=PATIENT)
         await p.send()
         for number, nominal_s in enumerate(STANDARD_SCHEDULE_S, start=1):
             row = await failed(p, number)

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from core.deliveries import Claimed, Finish
 from core.models import ItemOutcome, ReplayStatus, SubscriptionStatus
-from core.states import DiscardReason, PendingReason, State
+from core.states import PARKING, DiscardReason, PendingReason, State
 
 REPLAYABLE = {State.PENDING, State.DELIVERED, State.DEAD, State.DISCARDED}
 DISCARDABLE = {State.PENDING, State.DEAD}
@@ -100,7 +100,18 @@ class Model:
 
     def due(self) -> set[UUID]:
         return {
-            one for one, delivery in self.deliveries.items() if delivery.state in UNFINISHED and delivery.due is Due.NOW
+            one
+            for one, delivery in self.deliveries.items()
+            if delivery.state in UNFINISHED and delivery.due is Due.NOW and delivery.reason not in PARKING
+        }
+
+    def parked(self, subscription_id: UUID | None = None) -> set[UUID]:
+        return {
+            one
+            for one, delivery in self.deliveries.items()
+            if delivery.state is State.PENDING
+            and delivery.reason in PARKING
+            and subscription_id in (None, delivery.subscription)
         }
 
     # --- workers ---

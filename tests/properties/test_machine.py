@@ -30,12 +30,13 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from core import deliveries, replays, settling, subscriptions
 from core.database import Database
-from core.deliveries import Claimed, Finish, Verdict
+from core.deliveries import Choice, Claimed, Finish, Park, Verdict
+from core.deliveries import Due as DueDelivery
 from core.egress import EgressPolicy
 from core.errors import Conflict
 from core.models import ItemOutcome, ReplayStatus, Subscription, SubscriptionStatus
 from core.sealing import Sealer
-from core.states import DeadReason, PendingReason, State
+from core.states import PARKING, DeadReason, PendingReason, State
 from tests.platform import SECRET_KEY
 from tests.properties.model import (
     ADVANCING,
@@ -166,6 +167,33 @@ class Machine(RuleBasedStateMachine):
             else:
                 self._finish([finish_of(claimed, verdict)])
 
+    @precondition(lambda self: self.model.due())
+    @rule(reason=st.sampled_from(sorted(PARKING)), later=st.booleans())
+    def park(self, reason: PendingReason, later: bool) -> None:
+        """The sweep finds no room for anything that is due."""
+        found: set[UUID] = set()
+
+        async def choose(due: Sequence[DueDelivery]) -> list[Choice | Park]:
+            found.update(one.id for one in due)
+            return [Park(reason, LATER_S if later else 0.0)] * len(due)
+
+        swept = self.do(deliveries.sweep(self.driver, 4 * MOST, choose, margin_s=MARGIN_S))
+        assert (swept.claims, found) == ([], self.model.due())
+        for one in found:
+            self.model.deliveries[one].to(State.PENDING, reason, Due.LATER if later else Due.NOW)
+
+    @precondition(lambda self: self.model.parked())
+    @rule(which=WHICH, limit=st.integers(1, 4))
+    def claim_parked(self, which: int, limit: int) -> None:
+        """There is room for one subscription, whatever the time."""
+        self._claim_parked(pick(list(self.model.subscriptions), which), limit)
+
+    def _claim_parked(self, subscription_id: UUID, limit: int) -> list[Claimed]:
+        parked = self.model.parked(subscription_id)
+        claimed = self.do(deliveries.claim_parked(self.driver, {subscription_id: limit}, margin_s=MARGIN_S))
+        assert len(claimed) == min(limit, len(parked))
+        return self._claimed(claimed, parked & {one.id for one in claimed})
+
     def _claim_due(self, limit: int) -> list[Claimed]:
         due = self.model.due()
         claimed = self.do(deliveries.claim_due(self.driver, limit, margin_s=MARGIN_S))
@@ -264,7 +292,7 @@ class Machine(RuleBasedStateMachine):
     def _tick(self) -> None:
         self.do(self.driver.execute("UPDATE replays SET paced_at = now() - interval '1 second'"))
         due = self.do(replays.tick(self.seeds.database))
-        assert due == self.model.tick()
+        assert sorted(one.delivery_id for one in due) == sorted(self.model.tick())
 
     # --- people ---
 
@@ -424,7 +452,10 @@ class Machine(RuleBasedStateMachine):
                 break
             self._tick()
             self._make_due(list(self.model.deliveries))
-            for claimed in self._claim_due(MOST):
+            claims = self._claim_due(MOST)
+            for subscription_id in self.model.subscriptions:
+                claims += self._claim_parked(subscription_id, MOST)
+            for claimed in claims:
                 self._finish([finish_of(claimed, "2xx")])
         self.everything_is_as_the_model_says()
         assert not self._something_is_left()

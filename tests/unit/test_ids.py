@@ -134,6 +134,15 @@ def test_text_reads_back(id_: UUID) -> None:
     assert parse(EVENT, "evt_" + text[4:].lower()) == id_
 
 
+@given(uuids)
+def test_text_is_the_number_in_base_32(id_: UUID) -> None:
+    number, expected = id_.int, ""
+    for _ in range(26):
+        number, digit = divmod(number, 32)
+        expected = ALPHABET[digit] + expected
+    assert show(EVENT, id_) == f"evt_{expected}"
+
+
 @given(uuids, uuids)
 def test_text_sorts_as_the_ids_do(one: UUID, other: UUID) -> None:
     assert (show(EVENT, one) < show(EVENT, other)) == (one < other)

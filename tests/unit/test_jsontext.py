@@ -74,6 +74,36 @@ def test_what_resembles_json_is_read_as_the_standard_library_does_or_refused(tex
     assert same(json.loads(text), value) or "e" in text.decode().lower()
 
 
+digits = st.text("0123456789", min_size=1, max_size=40)
+fractions = st.builds("{}{}.{}".format, st.sampled_from(["", "-"]), st.integers(0, 10**20), digits)
+exponents = st.builds("{}{}{}{}".format, fractions, st.sampled_from("eE"), st.sampled_from(["", "+", "-"]), digits)
+
+
+@given(fractions | exponents, st.sampled_from(["{}", "[{}]", '{{"a":{}}}', "[ 1,\t{}\n]"]))
+def test_a_fraction_of_any_length_is_read_as_python_reads_it_or_is_too_large(number: str, around: str) -> None:
+    try:
+        value = jsontext.loads(around.format(number).encode())
+    except ValidationFailed:
+        assert math.isinf(float(number))
+        return
+    assert same(value, json.loads(around.format(number)))
+
+
+@pytest.mark.parametrize("number", [10**15 + 1, 2**63, 2**64, 10**19 + 1, 10**25 + 1])
+@pytest.mark.parametrize("space", ["", " ", "\n", "\r", "\t"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_whole_number_keeps_its_digits_wherever_it_stands(number: int, space: str, sign: int) -> None:
+    shown, value = f"{space}{sign * number}{space}", sign * number
+    for text, expected in (
+        (shown, value),
+        (f"[{shown}]", [value]),
+        (f"[1,{shown},{shown}]", [1, value, value]),
+        (f'{{"1234567890123456":{shown}}}', {"1234567890123456": value}),
+        (f'{{"a": "1234567890123456","b":{shown}}}', {"a": "1234567890123456", "b": value}),
+    ):
+        assert same(jsontext.loads(text.encode()), expected)
+
+
 LONG = b', "long": 12345678901234567890'  # makes the slower reader take the text
 
 

@@ -27,6 +27,12 @@ def test_a_moment_is_shown_in_utc(at: datetime, expected: str) -> None:
     assert timestamps.show(at) == expected
 
 
+@given(st.datetimes(datetime(2, 1, 1), datetime(9998, 12, 30), timezones=st.just(UTC) | st.just(BERLIN)))
+def test_it_is_what_the_standard_library_writes(at: datetime) -> None:
+    text = at.astimezone(UTC).replace(tzinfo=None).isoformat()
+    assert timestamps.show(at) == (text[:-3] if "." in text and text.endswith("000") else text) + "Z"
+
+
 @given(st.datetimes(datetime(1970, 1, 2), datetime(8999, 12, 30), timezones=st.just(UTC) | st.just(BERLIN)))
 def test_what_is_shown_reads_back_as_the_same_moment(at: datetime) -> None:
     assert moment(timestamps.show(at)) == at

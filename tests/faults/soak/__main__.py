@@ -83,6 +83,8 @@ async def _close(stage: Stage, producer: SoakProducer, report: Report, seconds: 
     found = await books.close(stage, producer)
     say("")
     say("faults: " + ", ".join(f"{name} {count}" for name, count in sorted(stage.done.items())))
+    if stage.left_out:
+        say(f"left out: {stage.left_out} faults whose turn came too late, for this machine is slow")
     say("answers to the producer: " + ", ".join(f"{name} {count:,}" for name, count in producer.answers.most_common()))
     stalled_s = max((ended - began for began, ended in stage.receiver.stalls), default=0.0)
     say(f"longest that the receiver itself stood still: {stalled_s:.1f} s")

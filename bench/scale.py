@@ -1,0 +1,79 @@
+"""`python -m bench.scale`: what size costs. Each part runs where its option asks for it, on one real platform:
+
+--rows N      builds a history of N deliveries (`bench.history`), then times every list, count and preview of the API on
+              it, over HTTP; the plans of their statements go to `--plans`
+--pending N   N more deliveries that are due, the worker stopped: the time of a claim of 250
+--writes N    what N deliveries cost PostgreSQL, by their three writes; `--without` compares without some indexes
+--wide N      an event that N subscriptions want, and what another organization's events wait meanwhile
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvloop
+
+from bench import costs, history, scale_lists
+from bench.platform import BenchError, Platform
+from cli.service import StartError
+
+
+async def run(options: argparse.Namespace) -> int:
+    costs.stop_on_signals()
+    fine = True
+    async with Platform(workers=1, parent=options.dir) as platform:
+        say(f"platform up; data in {platform.data_dir}")
+        if options.writes:
+            await costs.writes(platform, options.writes, options.rounds, options.without)
+        if options.wide:
+            fine &= await costs.wide(platform, options.wide)
+        if options.rows:
+            async with costs.connected(platform) as driver:
+                made = await history.build(driver, options.rows, say)
+            await costs.sizes(platform)
+            fine &= await scale_lists.measure(platform, made, options.repeats, options.plans)
+        if options.pending:
+            fine &= await costs.claims(platform, options.pending)
+    return 0 if fine else 1
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("bench.scale", description="What size costs, on a real platform.")
+    parser.add_argument("--rows", type=int, default=0, help="deliveries of the history")
+    parser.add_argument("--repeats", type=int, default=30, help="times that each list is asked for (default 30)")
+    parser.add_argument("--plans", type=Path, help="write the plans of all statements to this file")
+    parser.add_argument("--pending", type=int, default=0, help="due deliveries to claim from")
+    parser.add_argument("--writes", type=int, default=0, help="deliveries whose writes are measured, a round")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of --writes, each with and without (default 3)")
+    parser.add_argument("--without", default="", help="indexes, by commas, that every other round goes without")
+    parser.add_argument("--wide", type=int, default=0, help="subscriptions that an event goes to")
+    parser.add_argument("--dir", type=Path, help="where the data is put (default: the system's temporary folder)")
+    options = parser.parse_args(argv)
+    if not (options.rows or options.writes or options.wide or options.pending):
+        parser.error("choose what to measure: --rows, --pending, --writes or --wide")
+    if options.pending and not options.rows:
+        parser.error("--pending adds to a history: give --rows too")
+    return options
+
+
+def main() -> int:
+    try:
+        return uvloop.run(run(parse()))
+    except asyncio.CancelledError:
+        say("stopped; nothing is left running")
+        return 130
+    except (BenchError, StartError, OSError) as fault:
+        say(f"bench.scale: {fault}")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

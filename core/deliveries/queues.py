@@ -1,0 +1,176 @@
+"""What to claim next: what is due, and what waits until its subscription has room.
+
+Two queues, each with an index that holds nothing else. **Due**: new deliveries whose hint was lost, retries and
+replays whose time has come, claims whose worker died. **Parked**: due as well, but their subscription is slow, over its
+limits or behind an open circuit breaker; a worker looks for them by subscription, and only where there is room. So
+a million deliveries that can't be sent stand in nobody's way.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from core.deliveries.conditions import DUE, PARKED, in_states
+from core.deliveries.leases import Claimed, claim
+from core.states import PendingReason, State
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A delivery that may be claimed. `rank`: 0 first attempts and lost claims, 1 retries, 2 replays."""
+
+    id: UUID
+    organization_id: UUID
+    subscription_id: UUID
+    rank: int
+
+
+class Choice(Enum):
+    CLAIM = "claim"
+    LEAVE = "leave"
+
+
+class Park(NamedTuple):
+    """Wait for room, under this reason. `delay_s`: when there may be some, as people are shown it."""
+
+    reason: PendingReason
+    delay_s: float
+
+
+Chooser = Callable[[Sequence[Due]], Awaitable[Sequence[Choice | Park]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What a sweep did. `more`: there may be more that is due; None: another worker is sweeping at this moment."""
+
+    claims: list[Claimed]
+    parked: list[UUID]  # subscriptions
+    more: bool | None
+
+
+async def sweep(driver: Any, look: int, choose: Chooser, *, margin_s: float, grace_s: float = 0.0) -> Swept:
+    """Looks at up to `look` due first attempts, half as many retries and a quarter as many replays, the longest due
+    first; claims or parks them as `choose` says. New ones are left to their hint for `grace_s` seconds.
+
+    One worker sweeps at a time, so that two do not park or look at the same deliveries; what another process is
+    claiming at this moment is passed over.
+    """
+    shares = (look, max(1, look // 2), max(1, look // 4))
+    async with driver.transaction():
+        await driver.execute(_IN_ORDER)
+        if not await driver.fetchval(_TRY_LOCK):
+            return Swept([], [], None)
+        due = [Due(**row) for row in await driver.fetch(_DUE, *shares, grace_s)]
+        choices = list(zip(due, await choose(due), strict=True))
+        parked = [(one, choice) for one, choice in choices if isinstance(choice, Park)]
+        if parked:
+            await _park(driver, parked)
+        claims = await claim(driver, [one.id for one, choice in choices if choice is Choice.CLAIM], margin_s=margin_s)
+        found = Counter(one.rank for one in due)
+        full = any(found[rank] >= share for rank, share in enumerate(shares))
+        more = bool(claims or parked) and (full or len(claims) + len(parked) < len(due))
+        return Swept(claims, [one.subscription_id for one, _ in parked], more)
+
+
+async def claim_due(driver: Any, limit: int, *, margin_s: float) -> list[Claimed]:
+    """Leases up to `limit` due deliveries, whosever they are."""
+
+    async def first(due: Sequence[Due]) -> list[Choice | Park]:
+        return [Choice.CLAIM if at < limit else Choice.LEAVE for at in range(len(due))]
+
+    return (await sweep(driver, 4 * limit, first, margin_s=margin_s)).claims  # so that it finds `limit` of any rank
+
+
+_TRY_LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended('hookwright sweep', 0))"
+# Statistics lag behind a backlog. From stale ones PostgreSQL would read all that is due and sort it, at each sweep;
+# without sorting it reads the index in order and stops after `limit` rows.
+# And whoever stands still in such a transaction, holding its locks, is cut off soon.
+_IN_ORDER = "SET LOCAL enable_sort = off; SET LOCAL idle_in_transaction_session_timeout = '3s'"
+RANK = "CASE reason WHEN 'retry' THEN 1 WHEN 'replay' THEN 2 ELSE 0 END"
+_DUE = f"""
+SELECT due.* FROM (VALUES (0, $1::int, $4::float8), (1, $2::int, 0), (2, $3::int, 0)) AS queue(rank, look, grace_s)
+CROSS JOIN LATERAL (
+    SELECT d.id, d.organization_id, d.subscription_id, queue.rank FROM deliveries d
+    WHERE {DUE} AND {RANK} = queue.rank AND d.due_at <= now() - make_interval(secs => queue.grace_s)
+    ORDER BY d.due_at LIMIT queue.look
+    FOR UPDATE SKIP LOCKED
+) due
+"""
+
+
+async def _park(driver: Any, parked: Sequence[tuple[Due, Park]]) -> None:
+    delivery_ids = [one.id for one, _ in parked]
+    await driver.execute(
+        _PARK,
+        delivery_ids,
+        min(delivery_ids),
+        max(delivery_ids),
+        [park.reason for _, park in parked],
+        [park.delay_s for _, park in parked],
+    )
+
+
+# A lost claim is parked as well: its worker changes nothing any more, for the token is gone.
+_PARK = f"""
+UPDATE deliveries d
+SET state = 'pending', reason = park.reason, due_at = now() + make_interval(secs => park.delay_s), lease_token = NULL,
+    updated_at = now()
+FROM unnest($1::uuid[], $4::text[], $5::float8[]) AS park(id, reason, delay_s)
+WHERE d.id = park.id AND d.id = ANY($1::uuid[]) AND d.id BETWEEN $2 AND $3
+  AND {in_states(State.PENDING, State.SENDING)}
+"""
+
+
+async def claim_parked(driver: Any, room: Mapping[UUID, int], *, margin_s: float) -> list[Claimed]:
+    """Leases up to `room[subscription]` of the deliveries parked for each: first attempts before retries before
+    replays, the oldest events first."""
+    async with driver.transaction():
+        await driver.execute(_IN_ORDER)
+        found = await driver.fetch(_PARKED, list(room), list(room.values()))
+        return await claim(driver, [row["id"] for row in found], margin_s=margin_s, parked=True)
+
+
+PARKED_RANK = "CASE WHEN attempt_count > 0 THEN 1 WHEN series > 0 THEN 2 ELSE 0 END"
+_PARKED = f"""
+SELECT parked.id FROM unnest($1::uuid[], $2::int[]) AS wanted(subscription_id, size)
+CROSS JOIN LATERAL (
+    SELECT d.id FROM deliveries d WHERE {PARKED} AND d.subscription_id = wanted.subscription_id
+    ORDER BY {PARKED_RANK}, d.id LIMIT wanted.size
+    FOR UPDATE SKIP LOCKED
+) parked
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedFor:
+    """A subscription that something is parked for, as it is now."""
+
+    id: UUID
+    version: int
+    status: str
+
+
+async def parked_subscriptions(driver: Any, after: UUID, limit: int) -> list[ParkedFor]:
+    """Up to `limit` subscriptions that something is parked for, in the order of their ids, from behind `after` on."""
+    return [ParkedFor(**row) for row in await driver.fetch(_PARKED_SUBSCRIPTIONS, after, limit)]
+
+
+# Leaps from one subscription to the next: it costs by the number of subscriptions, however much is parked for each.
+_PARKED_SUBSCRIPTIONS = f"""
+WITH RECURSIVE leap(id, number) AS (
+    SELECT $1::uuid, 0
+    UNION ALL
+    SELECT (
+        SELECT d.subscription_id FROM deliveries d
+        WHERE {PARKED} AND d.subscription_id > leap.id ORDER BY d.subscription_id LIMIT 1
+    ), number + 1
+    FROM leap WHERE leap.id IS NOT NULL AND number < $2
+)
+SELECT s.id, s.version, s.status FROM leap JOIN subscriptions s USING (id) WHERE number > 0 ORDER BY id
+"""

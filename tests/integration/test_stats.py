@@ -1,0 +1,272 @@
+"""Statistics per minute: counted once, added up by the database, read at a cost that does not grow."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from core import ids, stats
+from core.deliveries import Claimed, Finish, Verdict
+from core.failures import ErrorKind
+from core.states import DeadReason, DiscardReason, PendingReason, State
+from core.stats import WHOLE, Figures, Tally
+from tests.seeds import EXHAUSTED, LATER, SUCCESS, Seeds, seeded, tried
+
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+UNTRIED = Verdict(State.DEAD, DeadReason.SUBSCRIPTION_DISABLED)
+
+
+def finish(
+    seeds: Seeds, verdict: Verdict = SUCCESS, attempts_before: int = 0, kind: str = ErrorKind.STATUS, ms: int = 10
+) -> Finish:
+    claimed = Claimed(
+        id=ids.new_id(),
+        organization_id=seeds.organization_id,
+        subscription_id=seeds.subscription_id,
+        event_id=ids.new_id(),
+        event_type="order.paid",
+        series=0,
+        attempt_count=attempts_before,
+        replay_id=None,
+        subscription_version=1,
+        subscription_status="active",
+        timeout_ms=15_000,
+        token=uuid4(),
+    )
+    failed = verdict is not SUCCESS
+    return Finish(claimed, verdict, tried(500 if failed else 200, kind if failed else None, duration_ms=ms))
+
+
+def untried(seeds: Seeds, verdict: Verdict, attempts_before: int = 0) -> Finish:
+    return replace(finish(seeds, verdict, attempts_before), tried=None)
+
+
+async def kept(seeds: Seeds, finishes: list[Finish]) -> None:
+    tally = Tally()
+    for one in finishes:
+        tally.add(one)
+    await tally.flush(seeds.driver)
+
+
+async def read(seeds: Seeds, subscription_id: UUID | None, since: datetime = LONG_AGO) -> Figures:
+    return await stats.figures(seeds.driver, seeds.organization_id, subscription_id, since)
+
+
+async def rows(seeds: Seeds) -> list[dict[str, Any]]:
+    return [dict(row) for row in await seeds.driver.fetch("SELECT * FROM delivery_stats ORDER BY 1, 2, 3, 4")]
+
+
+def test_every_figure_comes_from_what_was_counted(database_url: str) -> None:
+    async def run(seeds: Seeds) -> None:
+        await kept(
+            seeds,
+            [
+                *[finish(seeds, ms=ms) for ms in (100, 200, 300)],
+                finish(seeds, attempts_before=2, ms=400),
+                finish(seeds, LATER, ms=15_000, kind=ErrorKind.TIMEOUT),
+                finish(seeds, LATER, 1),
+                finish(seeds, EXHAUSTED, 4),
+                finish(seeds, EXHAUSTED, 0),  # its policy allows one attempt
+                untried(seeds, UNTRIED),
+                untried(seeds, UNTRIED, 1),
+                untried(seeds, UNTRIED, 2),
+                # Handed back, held and dropped: nothing came of these.
+                untried(seeds, Verdict(State.PENDING, PendingReason.NEW, 0.0)),
+                untried(seeds, Verdict(State.PENDING, PendingReason.BREAKER_OPEN, 9.0), 3),
+                untried(seeds, Verdict(State.DISCARDED, DiscardReason.SUBSCRIPTION_DELETED)),
+            ],
+        )
+        for whom in (seeds.subscription_id, None):
+            found = await read(seeds, whom)
+            counts = (found.attempts, found.delivered, found.delivered_retried, found.dead, found.dead_retried)
+            assert counts == (8, 4, 1, 5, 2)
+            assert found.average_ms == 250
+            assert found.delivery_success_rate == 44.4  # 4 of 9
+            assert found.retry_success_rate == 33.3  # 1 of 3
+            assert found.attempt_success_rate == 50.0
+            minute = await seeds.driver.fetchval("SELECT date_trunc('minute', now())")
+            assert minute - timedelta(minutes=1) <= found.delivered_at == found.failed_at <= minute
+        by_error = {row["error_kind"]: row["attempts"] for row in await rows(seeds) if row["subscription_id"] == WHOLE}
+        assert by_error == {"": 4, "timeout": 1, "status": 3}
+
+    seeded(database_url, run)
+
+
+def test_workers_and_flushes_add_up(database_url: str) -> None:
+    async def run(seeds: Seeds) -> None:
+        await asyncio.gather(*(one_worker(seeds) for _ in range(4)))
+        found = await read(seeds, None)
+        assert (found.attempts, found.delivered, found.dead) == (4 * 5 * 3, 4 * 5, 4 * 5)
+
+    async def one_worker(seeds: Seeds) -> None:
+        tally = Tally()
+        for _ in range(5):
+            for verdict in (EXHAUSTED, SUCCESS, LATER):
+                tally.add(finish(seeds, verdict))
+            async with seeds.database.driver() as driver:
+                await tally.flush(driver)
+
+    seeded(database_url, run)
+
+
+def test_workers_that_flush_the_same_rows_in_another_order_do_not_wait_crosswise(database_url: str) -> None:
+    async def run(seeds: Seeds) -> None:
+        others = [await seeds.subscription() for _ in range(200)]
+
+        async def worker(order: list[UUID]) -> None:
+            for _ in range(10):
+                tally = Tally()
+                for subscription_id in order:
+                    one = finish(seeds)
+                    tally.add(replace(one, claimed=replace(one.claimed, subscription_id=subscription_id)))
+                async with seeds.database.driver() as driver:
+                    await tally.flush(driver)
+
+        await asyncio.gather(worker(others), worker(others[::-1]), worker(others[100:] + others[:100]))
+        assert (await read(seeds, None)).delivered == 3 * 10 * 200
+
+    seeded(database_url, run)
+
+
+def test_a_flush_that_fails_loses_nothing_and_what_came_meanwhile_is_kept_too(database_url: str) -> None:
+    async def run(seeds: Seeds) -> None:
+        tally = Tally()
+        tally.add(finish(seeds, ms=1))
+        tally.add(finish(seeds, EXHAUSTED))
+
+        class Away:
+            async def execute(self, *_: Any) -> None:
+                tally.add(finish(seeds, ms=3))
+                raise asyncpg.ConnectionDoesNotExistError
+
+        with pytest.raises(asyncpg.ConnectionDoesNotExistError):
+            await tally.flush(Away())
+        await tally.flush(seeds.driver)
+        await tally.flush(seeds.driver)  # nothing is left to count twice
+        found = await read(seeds, seeds.subscription_id)
+        assert (found.attempts, found.delivered, found.dead, found.delivered_ms) == (3, 2, 1, 4)
+
+    seeded(database_url, run)
+
+
+def test_nothing_to_flush_asks_the_database_nothing() -> None:
+    asyncio.run(Tally().flush(None))
+
+
+def test_figures_are_of_one_tenant_and_of_the_time_asked_for(database_url: str) -> None:
+    async def run(seeds: Seeds) -> None:
+        await kept(seeds, [finish(seeds), finish(seeds, EXHAUSTED)])
+        await seeds.driver.execute("UPDATE delivery_stats SET minute = minute - interval '25 hours'")
+        other = await seeds.subscription()
+        one = finish(seeds)
+        await kept(seeds, [one, replace(one, claimed=replace(one.claimed, subscription_id=other))])
+        since = datetime.now(UTC) - timedelta(hours=24)
+        assert (await read(seeds, None, since)).attempts == 2
+        assert (await read(seeds, None)).attempts == 4
+        assert (await read(seeds, seeds.subscription_id, since)).attempts == 1
+        assert (await read(seeds, other)).attempts == 1
+        stranger = await stats.figures(seeds.driver, uuid4(), None, LONG_AGO)
+        assert stranger == Figures(0, 0, 0, 0, 0, 0, None, None)
+        for rate in (stranger.delivery_success_rate, stranger.retry_success_rate, stranger.average_ms):
+            assert rate is None
+
+    seeded(database_url, run)
+
+
+@pytest.mark.parametrize(
+    ("delivered", "dead", "expected"),
+    [
+        *((1, 0, 100.0), (0, 1, 0.0), (5988, 12, 99.8), (999_988, 12, 99.9), (1, 999_999, 0.1), (2, 1, 66.7)),
+    ],
+)
+def test_only_all_is_100_and_only_none_is_0(delivered: int, dead: int, expected: float) -> None:
+    assert Figures(0, delivered, 0, dead, 0, 0, None, None).delivery_success_rate == expected
+
+
+def test_figures_read_one_range_of_the_primary_key_however_much_there_is(database_url: str) -> None:
+    async def run(seeds: Seeds) -> str:
+        await seeds.driver.execute(
+            """
+            INSERT INTO delivery_stats (organization_id, subscription_id, minute, error_kind, attempts)
+            SELECT o.id, s.id, date_trunc('minute', now()) - m * interval '1 minute', '', 1
+            FROM (VALUES ($1::uuid), (gen_random_uuid())) AS o(id),
+                (SELECT $2::uuid AS id UNION ALL SELECT gen_random_uuid() FROM generate_series(1, 50)) AS s,
+                generate_series(1, 500) AS m
+            """,
+            seeds.organization_id,
+            WHOLE,
+        )
+        await seeds.driver.execute("ANALYZE delivery_stats")
+        lines = await seeds.driver.fetch(
+            "EXPLAIN (ANALYZE, BUFFERS OFF, COSTS OFF, TIMING OFF, SUMMARY OFF) " + stats._FIGURES,
+            *(seeds.organization_id, WHOLE, datetime.now(UTC) - timedelta(minutes=100)),
+        )
+        return "\n".join(line[0] for line in lines)
+
+    plan = seeded(database_url, run)
+    assert "using pk_delivery_stats" in plan or "on pk_delivery_stats" in plan, plan
+    assert "Filter:" not in plan, plan
+    assert "Rows Removed" not in plan, plan
+
+
+# --- counting what waits -------------------------------------------------------------------------------------------
+
+
+def test_a_state_is_counted_up_to_a_bound(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stats, "MOST_COUNTED", 3)
+
+    async def run(seeds: Seeds) -> None:
+        other = await seeds.subscription()
+        for _ in range(5):
+            await seeds.delivery(State.DEAD)
+        for _ in range(2):
+            await seeds.delivery(State.PENDING)
+        await seeds.delivery(State.PENDING, subscription_id=other)
+        counts = [
+            await stats.count(seeds.driver, seeds.subscription_id, state) for state in (State.DEAD, State.PENDING)
+        ]
+        assert counts == [3, 2]
+        assert await stats.count(seeds.driver, other, State.DEAD) == 0
+
+    seeded(database_url, run)
+
+
+def test_a_count_that_takes_too_long_is_none_and_the_connection_stays_whole(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stats, "COUNT_TIMEOUT_MS", 20)
+    monkeypatch.setattr(stats, "_COUNT", "SELECT count(*) FROM pg_sleep(30) WHERE $1::uuid IS NOT NULL OR $2::int = 0")
+
+    async def run(seeds: Seeds) -> None:
+        assert await stats.count(seeds.driver, seeds.subscription_id, State.DEAD) is None
+        assert await seeds.driver.fetchval("SHOW statement_timeout") == "0"
+
+    seeded(database_url, run)
+
+
+# --- retention -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_older_than_the_retention_goes_batch_by_batch(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stats, "PRUNE_BATCH", 7)
+
+    async def run(seeds: Seeds) -> None:
+        await seeds.driver.execute(
+            "INSERT INTO delivery_stats (organization_id, subscription_id, minute)"
+            " SELECT $1, $1, now() - make_interval(days => 30, mins => m) FROM generate_series(-20, 29) AS m",
+            seeds.organization_id,
+        )
+        await stats.prune(seeds.driver, 30)
+        left = await seeds.driver.fetch("SELECT now() - minute AS age FROM delivery_stats")
+        assert len(left) == 20
+        assert all(row["age"] < timedelta(days=30) for row in left)
+
+    seeded(database_url, run)

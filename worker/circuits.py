@@ -1,0 +1,93 @@
+"""Circuit breakers as a worker sees them: in memory for every decision, in Redis twice a second for all to share.
+
+What happens here counts here at once. Every `SYNC_S` the outcomes since the last time are added to what stands in
+Redis, and what stands there is taken over. While Redis is away each worker goes by what it sees itself; what it then
+finds there counts, so a Redis that was emptied starts all of them CLOSED.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from uuid import UUID
+
+import structlog
+
+from core.breaker import BLANK, Breaker, BreakerSettings, BreakerState
+from core.breakers import UNREACHABLE, Breakers
+
+SYNC_S = 0.5
+MAX_OUTCOMES = 200  # of one subscription that are kept while Redis is away
+
+_Outcomes = tuple[BreakerSettings, list[tuple[bool, int]]]  # each: whether it succeeded, and when, in Unix ms
+
+log = structlog.get_logger(__name__)
+
+
+class Circuits:
+    def __init__(self, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
+        self._now_ms = now_ms
+        self._known: dict[UUID, Breaker] = {}  # those that are not blank
+        self._outcomes: dict[UUID, _Outcomes] = {}  # not in Redis yet
+
+    def state(self, subscription_id: UUID, settings: BreakerSettings) -> BreakerState:
+        known = self._known.get(subscription_id)
+        return BreakerState.CLOSED if known is None else known.state_at(settings, self._now_ms())
+
+    def opens_in_s(self, subscription_id: UUID, settings: BreakerSettings) -> float:
+        """Until deliveries to it are tried again; 0 when they may be now."""
+        until_ms = self._known.get(subscription_id, BLANK).opens_until_ms(settings)
+        return 0.0 if until_ms is None else max(0.0, (until_ms - self._now_ms()) / 1000)
+
+    def record(self, subscription_id: UUID, settings: BreakerSettings, *, ok: bool) -> None:
+        """One attempt's outcome."""
+        known = self._known.get(subscription_id, BLANK)
+        if ok and known is BLANK:
+            return  # nothing is known of those that are well, and need not be
+        now_ms = self._now_ms()
+        self._put(subscription_id, known, known.after(settings, ok, now_ms))
+        outcomes = self._outcomes.setdefault(subscription_id, (settings, []))[1]
+        if len(outcomes) < MAX_OUTCOMES:
+            outcomes.append((ok, now_ms))
+
+    async def sync(self, store: Breakers) -> None:
+        """Adds what happened here to what stands in Redis, and takes that over. Without Redis, changes nothing."""
+        news, self._outcomes = self._outcomes, {}
+        try:
+            stands = await store.all()
+            changes = [(one, stands.get(one, BLANK), _after(stands.get(one, BLANK), *news[one])) for one in news]
+            after = await store.swap(changes)
+        except UNREACHABLE as error:
+            log.debug("breakers go by what this worker sees", error=repr(error))
+            self._keep(news)
+            return
+        overtaken = {}
+        for (one, _, wanted), breaker in zip(changes, after, strict=True):
+            stands[one] = breaker
+            if breaker != wanted:  # another worker came first; ours are added to that next time
+                overtaken[one] = news[one]
+        self._keep(overtaken)
+        for one, (settings, outcomes) in self._outcomes.items():  # those, and what came in while we waited
+            stands[one] = _after(stands.get(one, BLANK), settings, outcomes)
+        before, self._known = self._known, {}
+        for one in {**before, **stands}:
+            self._put(one, before.get(one, BLANK), stands.get(one, BLANK))
+
+    def _put(self, subscription_id: UUID, before: Breaker, after: Breaker) -> None:
+        if after.is_blank:
+            self._known.pop(subscription_id, None)
+        else:
+            self._known[subscription_id] = after
+        if before.state is not after.state:
+            log.info("circuit breaker", subscription=str(subscription_id), state=after.state, failures=after.failures)
+
+    def _keep(self, older: Mapping[UUID, _Outcomes]) -> None:
+        for one, (settings, outcomes) in older.items():
+            newer = self._outcomes.get(one, (settings, []))[1]
+            self._outcomes[one] = (settings, [*outcomes, *newer][-MAX_OUTCOMES:])
+
+
+def _after(breaker: Breaker, settings: BreakerSettings, outcomes: list[tuple[bool, int]]) -> Breaker:
+    for ok, at_ms in outcomes:
+        breaker = breaker.after(settings, ok, at_ms)
+    return breaker

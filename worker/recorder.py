@@ -1,0 +1,103 @@
+"""Outcomes, committed together, however long that takes: what was sent should be known, or it would be sent again."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import replace
+
+import structlog
+
+from core import deliveries
+from core.database import CONTENTION, Database, is_unreachable
+from core.deliveries import Finish
+from core.group_commit import GroupCommit
+from core.stats import Tally
+
+MAX_RECORD = 500  # outcomes one transaction records
+RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0)  # then every 2 s
+GIVE_UP_S = 120.0
+ENTANGLED_RETRY_S = 0.5
+
+log = structlog.get_logger(__name__)
+
+
+class Recorder:
+    """Records the ends of claims, and counts them in `tally`. `most`: how many may wait at once."""
+
+    def __init__(self, database: Database, most: int) -> None:
+        self._database = database
+        self._group: GroupCommit[Finish, bool | None] = GroupCommit(
+            self._record, max_batch=MAX_RECORD, max_waiting=most
+        )
+        self.tally = Tally()
+        self.give_up_at = math.inf  # by the loop's clock: when a stop can't wait for the database any longer
+
+    def start(self) -> None:
+        self._group.start()
+
+    async def close(self) -> None:
+        await self._group.close()
+
+    async def keep(self, finish: Finish) -> None:
+        """Returns once it is stored, or its lease was lost. Raises when the database is away for too long."""
+        clock = asyncio.get_running_loop().time
+        give_up_at = clock() + GIVE_UP_S
+        while (moved := await self._submit(finish)) is None:
+            if clock() > min(give_up_at, self.give_up_at):
+                raise TimeoutError("others held what this outcome changes for too long")
+            await asyncio.sleep(ENTANGLED_RETRY_S)
+        if moved:
+            self.tally.add(finish)
+        else:
+            log.warning("a lease was lost before its outcome was recorded", delivery=str(finish.claimed.id))
+
+    async def _submit(self, finish: Finish) -> bool | None:
+        try:
+            # Shielded: a stop may cut the sending short, but not the outcome of what was sent.
+            return await asyncio.shield(self._group.submit(finish))
+        except Exception as error:
+            if finish.tried is None or is_unreachable(error):
+                raise
+            # Something in this answer can't be stored. The outcome matters more than what the receiver said.
+            log.exception("an attempt could not be recorded whole", delivery=str(finish.claimed.id))
+            bare = replace(finish.tried, response_headers=None, response_body=None, error_message=None)
+            return await self._group.submit(replace(finish, tried=bare))
+
+    async def _record(self, finishes: list[Finish]) -> list[bool | None]:
+        """Whether each delivery moved; None where somebody else holds what the outcome changes besides."""
+        outcomes: dict[int, bool | None] = {}
+        plain = [at for at, one in enumerate(finishes) if not deliveries.is_entangled(one)]
+        entangled = [at for at, one in enumerate(finishes) if deliveries.is_entangled(one)]
+        if plain:
+            outcomes.update(zip(plain, await self._record_patiently([finishes[at] for at in plain]), strict=True))
+        if entangled:
+            try:
+                moved = await self._record_patiently([finishes[at] for at in entangled], until=CONTENTION)
+                outcomes.update(zip(entangled, moved, strict=True))
+            except CONTENTION as error:
+                log.warning("outcomes wait for what others hold", outcomes=len(entangled), error=repr(error))
+        return [outcomes.get(at) for at in range(len(finishes))]
+
+    async def _record_patiently(
+        self, finishes: list[Finish], *, until: tuple[type[BaseException], ...] = ()
+    ) -> list[bool]:
+        """Waits out a database that is away."""
+        clock = asyncio.get_running_loop().time
+        give_up_at = clock() + GIVE_UP_S
+        tries = 0
+        while True:
+            try:
+                async with self._database.driver() as driver:
+                    return await deliveries.finish(driver, finishes)
+            except Exception as error:
+                if isinstance(error, until) or not is_unreachable(error):
+                    raise
+                if clock() > min(give_up_at, self.give_up_at):
+                    raise
+                if tries == 0:
+                    log.warning(
+                        "the database does not answer; outcomes wait", outcomes=len(finishes), error=repr(error)
+                    )
+                await asyncio.sleep(RETRY_S[min(tries, len(RETRY_S) - 1)])
+                tries += 1
