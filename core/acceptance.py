@@ -8,6 +8,7 @@ which may be lost: the sweep finds every committed delivery without it.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,6 +27,7 @@ from core.hints import Hint
 from core.idempotency import IdempotentCall
 from core.matching import SubscriberCache, Subscribers
 
+COMPLAIN_EVERY_S = 1.0  # in the log, however many requests fail
 ACCEPT_TIMEOUT_S = 10.0  # then the caller gets 503; whether it was stored is told by its idempotency key
 TRIES = 3  # of a request whose transaction PostgreSQL ended for the sake of another
 # Two requests with the same `event_id` wait for each other, and with them all that share their transactions. A process
@@ -69,6 +71,8 @@ class Acceptance:
         self._seal = seal
         self._subscribers = SubscriberCache()
         self._waiting_bytes = 0
+        self._complained_at = -COMPLAIN_EVERY_S
+        self._refused = 0  # since then
         self._group: GroupCommit[Request, Answer] = GroupCommit(
             self._flush,
             max_batch=MAX_BATCH_EVENTS,
@@ -98,6 +102,7 @@ class Acceptance:
             return await self._submit(request)
         except Exception as error:
             if is_unreachable(error):
+                self._complain(error)
                 raise Unavailable(
                     "The event could not be stored in time; send it again with the same event_id or Idempotency-Key",
                     retry_after_s=2,
@@ -105,6 +110,13 @@ class Acceptance:
             raise
         finally:
             self._waiting_bytes -= size
+
+    def _complain(self, error: Exception) -> None:
+        self._refused += 1
+        now = time.monotonic()
+        if now - self._complained_at >= COMPLAIN_EVERY_S:
+            log.warning("events could not be stored", requests=self._refused, error=repr(error))
+            self._complained_at, self._refused = now, 0
 
     async def _submit(self, request: Request) -> Answer:
         """Raises TimeoutError after `ACCEPT_TIMEOUT_S`, all tries together."""

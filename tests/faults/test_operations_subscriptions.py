@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
+from uuid import UUID
 
 import pytest
 import standardwebhooks
@@ -18,6 +19,7 @@ from tests.faults.ledger import settle
 from tests.faults.producer import Producer
 from tests.platform import Platform, eventually, platform
 from tests.receiver import Receiver, Recorded
+from worker import gates
 
 Play = Callable[[Scenario], None]
 
@@ -26,6 +28,18 @@ WAITING = 8  # what has to wait behind them
 # What one worker has claimed it sends, however soon after that the subscription changes.
 CLAIMED_WITHIN_S = 1.0
 POLICY = {"backoff_strategy": "fixed", "base_delay_ms": 300, "max_attempts": 3}
+
+
+@pytest.fixture(autouse=True)
+def _window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the subscription had been delivered to for a while: so many may be in flight."""
+
+    class Proven(gates.Gate):
+        def __init__(self, subscription_id: UUID) -> None:
+            super().__init__(subscription_id)
+            self.window, self.proven = IN_FLIGHT, True
+
+    monkeypatch.setattr(gates, "Gate", Proven)
 
 
 class Held:

@@ -17,6 +17,7 @@ from core.acceptance import Acceptance, Answer, Request
 from core.database import Database
 from core.errors import AuthenticationFailed, NotFound, Unavailable
 from core.events import NewEvent
+from core.hints import Hint
 from core.sealing import Sealer
 from tests.platform import SECRET_KEY, Platform, platform
 from tests.seeds import Seeds, seeded
@@ -30,7 +31,7 @@ class Door:
     def __init__(self, seeds: Seeds, key_id: UUID, database: Database) -> None:
         self.seeds = seeds
         self.key_id = key_id
-        self.hinted: list[UUID] = []
+        self.hinted: list[Hint] = []
         self.acceptance = Acceptance(database, self.hinted.extend, SEALER)
 
     def event(self, **fields: Any) -> NewEvent:
@@ -70,7 +71,7 @@ def test_what_is_accepted_is_stored_with_its_deliveries_before_the_answer(databa
         assert await stored(door) == {new.id}
         [delivery] = await door.seeds.driver.fetch("SELECT * FROM deliveries")
         assert (delivery["event_id"], delivery["state"], delivery["reason"]) == (new.id, "pending", "new")
-        assert door.hinted == [delivery["id"]]
+        assert [hint.delivery_id for hint in door.hinted] == [delivery["id"]]
 
     through(database_url, test)
 

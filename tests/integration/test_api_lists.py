@@ -228,7 +228,8 @@ def test_deliveries_are_filtered(database_url: str, redis_url: str) -> None:
 def test_included_attempts_are_each_deliverys_own_latest(database_url: str, redis_url: str) -> None:
     async def check(p: Platform) -> None:
         policy = FAST | {"max_attempts": 25, "jitter": False}
-        await p.subscribe(receiver.url("/status/500"), retry_policy=policy)
+        patient = {"failure_threshold": 1000}
+        await p.subscribe(receiver.url("/status/500"), retry_policy=policy, circuit_breaker=patient)
         await send_many(p, 3)
         await p.settled(3, "dead", within_s=30)
         plain = (await p.call("GET", "/v1/deliveries"))["data"]

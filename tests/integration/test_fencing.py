@@ -291,8 +291,10 @@ async def _step(seeds: Seeds, delivery_id: UUID, model: Model, step: str, which:
                 if model.alive:
                     model.state, model.due, model.alive = State.PENDING, False, False
         case _:
-            if await deliveries.release_held(driver, seeds.subscription_id):
-                model.due = True
+            held = (await seeds.row(delivery_id))["reason"] == "paused"
+            released = await deliveries.release_held(driver, seeds.subscription_id)  # an earlier plan's too
+            assert released or not held
+            model.due = model.due or held
 
 
 def test_whatever_befalls_a_delivery_it_is_where_the_model_says_and_can_be_reached(database_url: str) -> None:

@@ -241,7 +241,9 @@ def test_a_count_that_takes_too_long_is_none_and_the_connection_stays_whole(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stats, "COUNT_TIMEOUT_MS", 20)
-    monkeypatch.setattr(stats, "_COUNT", "SELECT count(*) FROM pg_sleep(30) WHERE $1::uuid IS NOT NULL OR $2::int = 0")
+    monkeypatch.setitem(
+        stats._COUNT, State.DEAD, "SELECT count(*) FROM pg_sleep(30) WHERE $1::uuid IS NOT NULL OR $2::int = 0"
+    )
 
     async def run(seeds: Seeds) -> None:
         assert await stats.count(seeds.driver, seeds.subscription_id, State.DEAD) is None
