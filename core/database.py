@@ -113,6 +113,9 @@ class Database:
                 "server_settings": {
                     "application_name": name,
                     "jit": "off",  # compiling costs more than any of these statements
+                    # Planned once a connection and not at each call, which for a hot statement over the days'
+                    # partitions costs several times its execution. What needs its values: `selection.plan_by_value`.
+                    "plan_cache_mode": "force_generic_plan",
                     "timezone": "UTC",
                     "lock_timeout": "5s",
                     "idle_in_transaction_session_timeout": "60s",

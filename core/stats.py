@@ -184,7 +184,9 @@ async def count(driver: Any, subscription_id: UUID, state: State) -> int | None:
     when even that takes longer than `COUNT_TIMEOUT_MS`, as it may where those are few among very many others."""
     try:
         async with driver.transaction():
-            await driver.execute(f"SET LOCAL statement_timeout = '{COUNT_TIMEOUT_MS}ms'")
+            await driver.execute(
+                f"SET LOCAL statement_timeout = '{COUNT_TIMEOUT_MS}ms'; SET LOCAL plan_cache_mode = force_custom_plan"
+            )
             found: int = await driver.fetchval(_COUNT[state], subscription_id, MOST_COUNTED)
             return found
     except asyncpg.QueryCanceledError:
