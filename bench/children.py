@@ -46,8 +46,10 @@ async def generate(order: Order, folder: Path) -> Outcome:
 
 
 class Receiver:
+    def __init__(self, port: int | None = None) -> None:
+        self.port = port or free_port("127.0.0.1", 0)
+
     async def __aenter__(self) -> Self:
-        self.port = free_port("127.0.0.1", 0)
         argv = (sys.executable, "-m", "bench.receiver", str(self.port))
         self._process = Process.spawn(Command("receiver", argv, env=own_environment()))
         deadline = time.monotonic() + START_WITHIN_S

@@ -21,6 +21,7 @@ from core import deliveries, events, ids
 from core.acceptance import Acceptance, Request
 from core.database import Database
 from core.deliveries import Finish, Tried, Verdict
+from core.hints import Hint
 from core.sealing import Sealer
 from core.states import DeadReason, PendingReason, State
 
@@ -136,7 +137,7 @@ async def _write_round(platform: Platform, driver: Any, count: int) -> dict[str,
                 ids.new_id(),
                 organization["id"],
             )
-        hinted: list[UUID] = []
+        hinted: list[Hint] = []
         acceptance = Acceptance(database, hinted.extend, Sealer(settings.secret_keys))
         acceptance.start()
 
@@ -153,8 +154,9 @@ async def _write_round(platform: Platform, driver: Any, count: int) -> dict[str,
 
         async def claim_all() -> None:
             for start in range(0, len(hinted), BATCH):
+                named = [hint.delivery_id for hint in hinted[start : start + BATCH]]
                 async with database.driver() as connection:
-                    claimed.extend(await deliveries.claim(connection, hinted[start : start + BATCH], margin_s=600))
+                    claimed.extend(await deliveries.claim(connection, named, margin_s=600))
 
         async def finish_all() -> None:
             for start in range(0, len(claimed), BATCH):

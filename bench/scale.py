@@ -5,6 +5,8 @@
 --pending N   N more deliveries that are due, the worker stopped: the time of a claim of 250
 --writes N    what N deliveries cost PostgreSQL, by their three writes; `--without` compares without some indexes
 --wide N      an event that N subscriptions want, and what another organization's events wait meanwhile
+--outage N    N deliveries for endpoints that refuse, which then come back, and what new events of others wait meanwhile
+--flood N     one organization posts N events as fast as it can; how long another's single events take
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import uvloop
 
-from bench import costs, history, scale_lists
+from bench import backlog, costs, history, scale_lists
+from bench.children import Receiver
 from bench.platform import BenchError, Platform
 from cli.service import StartError
 
@@ -31,6 +35,13 @@ async def run(options: argparse.Namespace) -> int:
             await costs.writes(platform, options.writes, options.rounds, options.without)
         if options.wide:
             fine &= await costs.wide(platform, options.wide)
+        if options.outage or options.flood:
+            with tempfile.TemporaryDirectory(prefix="hookwright-bench-") as folder:
+                async with Receiver() as receiver:
+                    if options.flood:
+                        fine &= await backlog.flood(platform, receiver, options.flood, Path(folder))
+                    if options.outage:
+                        fine &= await backlog.outage(platform, receiver, options.outage, Path(folder))
         if options.rows:
             async with costs.connected(platform) as driver:
                 made = await history.build(driver, options.rows, say)
@@ -55,10 +66,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="rounds of --writes, each with and without (default 3)")
     parser.add_argument("--without", default="", help="indexes, by commas, that every other round goes without")
     parser.add_argument("--wide", type=int, default=0, help="subscriptions that an event goes to")
+    parser.add_argument("--outage", type=int, default=0, help="deliveries for endpoints that are down for a while")
+    parser.add_argument("--flood", type=int, default=0, help="events that one organization posts at once")
     parser.add_argument("--dir", type=Path, help="where the data is put (default: the system's temporary folder)")
     options = parser.parse_args(argv)
-    if not (options.rows or options.writes or options.wide or options.pending):
-        parser.error("choose what to measure: --rows, --pending, --writes or --wide")
+    if not any((options.rows, options.writes, options.wide, options.pending, options.outage, options.flood)):
+        parser.error("choose what to measure: --rows, --pending, --writes, --wide, --outage or --flood")
     if options.pending and not options.rows:
         parser.error("--pending adds to a history: give --rows too")
     return options

@@ -24,8 +24,8 @@ WAKE = "hookwright:wake"  # a list that workers wait at, so that they need not l
 MAX_WAKINGS = 16
 MAX_IDS = 100  # deliveries a job; a larger fan-out is shared among workers
 EXPIRES_S = 600  # by then the sweep has long found them
-# After a job, what comes in gathers for so long. A job costs the worker some 2 ms, mostly arq's own round trips: one for
-# each event would take all of its time at a rate of a few hundred events a second.
+# After a job, what comes in gathers for so long. A job costs a worker some 2 ms, mostly arq's own round trips: one for
+# each event would take all of its time at a few hundred events a second.
 PACE_S = 0.015
 REST_S = 1.0  # after a failure, how long Redis is left alone
 TIMEOUT_S = 1.0

@@ -77,6 +77,7 @@ WHERE NOT EXISTS (
     SELECT FROM deliveries d
     WHERE d.subscription_id = $5 AND d.event_id = new.event_id AND d.id BETWEEN $7 AND $8
 )
+ORDER BY new.event_id
 RETURNING id
 """
 

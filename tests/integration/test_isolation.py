@@ -83,7 +83,7 @@ def test_a_breaker_tries_again_after_its_time_and_closes_by_successes(database_u
         await opened(p, found)
         receiver.set("/later", 200)
         await p.settled(20, "delivered")
-        assert (await breaker(p, found))["state"] == "CLOSED"
+        await opened(p, found, "CLOSED")  # what a worker counts others know half a second later
 
     delivering(database_url, redis_url, test)
 
