@@ -6,7 +6,7 @@ A hint may be lost, doubled or late; PostgreSQL knows what is due. So nothing he
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -32,6 +32,9 @@ TIMEOUT_S = 1.0
 # A worker whose clock is that far behind ours still sees a hint as due. Housekeeping, which arq queues by the worker's
 # clock, stands behind the hints of so long; with a backlog it may be that late, but partitions are made a week ahead.
 CLOCKS_APART_S = 2 * 3_600
+# Of one organization, in a second. What is more stands in the queue behind others' hints of the next `BULK_BEHIND_S`.
+MAX_PROMPT = 500
+BULK_BEHIND_S = 60
 MAX_WAITING = 50_000  # deliveries; beyond that hints are dropped rather than piled up
 
 log = structlog.get_logger(__name__)
@@ -81,34 +84,51 @@ def connect(url: str, *, max_connections: int = 16) -> ArqRedis:
 
 
 class Hints:
-    """Sends hints in the background: the first at once, then what gathered meanwhile, at least `PACE_S` apart."""
+    """Sends hints in the background: the first at once, then what gathered meanwhile, at least `PACE_S` apart.
+
+    Those of an organization that creates very many deliveries stand behind those of others."""
 
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
-        self._waiting: deque[Hint] = deque()
+        self._prompt: deque[Hint] = deque()
+        self._bulk: deque[Hint] = deque()
+        self._counts: Counter[UUID] = Counter()  # by organization, in this second
+        self._second = 0
         self._sender: asyncio.Task[None] | None = None
 
     def send(self, news: Sequence[Hint]) -> None:
         """Tells the workers of new deliveries, soon. Returns at once."""
-        if len(self._waiting) < MAX_WAITING:
-            self._waiting.extend(news)
+        second = int(asyncio.get_running_loop().time())
+        if second != self._second:
+            self._second = second
+            self._counts.clear()
+        for hint in news:
+            self._counts[hint.organization_id] += 1
+            queue = self._prompt if self._counts[hint.organization_id] <= MAX_PROMPT else self._bulk
+            if len(queue) < MAX_WAITING:
+                queue.append(hint)
         if self._sender is None or self._sender.done():
             self._sender = asyncio.create_task(self._send_all())
 
     async def _send_all(self) -> None:
-        while self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(MAX_IDS, len(self._waiting)))]
+        while self._prompt or self._bulk:
+            queue, behind_s = (self._prompt, 0) if self._prompt else (self._bulk, BULK_BEHIND_S)
+            batch = [queue.popleft() for _ in range(min(MAX_IDS, len(queue)))]
             try:
-                await self._redis.enqueue_job(JOB, pack(batch), _defer_by=-CLOCKS_APART_S, _expires=EXPIRES_S)
+                await self._redis.enqueue_job(JOB, pack(batch), _defer_by=behind_s - CLOCKS_APART_S, _expires=EXPIRES_S)
                 await self._wake()
-                if not self._waiting:
+                if not self._prompt and not self._bulk:
                     await asyncio.sleep(PACE_S)
             except (RedisError, OSError, TimeoutError) as error:
                 # Dropped, not kept: the sweep works from the same rows, and Redis may be away for long.
                 log.warning("hints were lost; the sweep will find their deliveries", error=repr(error))
-                self._waiting.clear()
+                self._drop()
                 await asyncio.sleep(REST_S)
-                self._waiting.clear()
+                self._drop()
+
+    def _drop(self) -> None:
+        self._prompt.clear()
+        self._bulk.clear()
 
     async def _wake(self) -> None:
         """Ends one worker's nap (`worker.picker`). Wakings that nobody waited for don't pile up."""

@@ -93,6 +93,7 @@ class Engine:
         self._claiming: set[asyncio.Task[int]] = set()
         self._first, self._replays = Ready(), Ready()
         self._sweep_wanted = False
+        self._left_behind = False  # something due found no slot
         self._parked: dict[UUID, None] = {}  # subscriptions that something is parked for, longest unserved first
         self._something = asyncio.Event()
         self._stopping = False
@@ -193,13 +194,17 @@ class Engine:
     def _reserve(self, gate: Gate, delivery_id: UUID) -> bool:
         """Takes a slot and room at the gate, if there is."""
         lane = self._lane(gate)
-        if not gate.slow and not gate.proven and self._gates.unproven_slots >= max(1, lane.size // 2):
-            return False  # half of the quick lane is for those that are known to answer
+        if self._is_crowded_out(gate):
+            return False
         if lane.room <= 0 or delivery_id in gate.started or self._gates.room(gate) <= 0:
             return False
         lane.used += 1
         self._gates.start(gate, delivery_id)
         return True
+
+    def _is_crowded_out(self, gate: Gate) -> bool:
+        """Half of the quick lane is for those that are known to answer."""
+        return not gate.slow and not gate.proven and self._gates.unproven_slots >= max(1, self._quick.size // 2)
 
     def _release(self, gate: Gate) -> None:
         (self._slow if self._gates.release(gate) else self._quick).used -= 1
@@ -219,10 +224,14 @@ class Engine:
                 self._gates.configure(self._gates[one], plan.version, plan.limits, plan.breaker)
 
     async def _look_around(self) -> None:
-        """A few times a second: who is slow by now, and who may be sent more of what is parked?"""
+        """A few times a second: who is slow by now, who may be sent more of what is parked, is there room for what was
+        left behind?"""
         while True:
             await asyncio.sleep(PARKED_LOOK_S)
             self._gates.watch()
+            if self._left_behind:
+                self._left_behind = False
+                self.sweep()
             if self._parked:
                 self._something.set()
 
@@ -261,7 +270,10 @@ class Engine:
             if self._reserve(gate, delivery_id):
                 reserved[delivery_id] = gate
                 return Admission.YES
-            return Admission.FORGET if self._gates.is_held_up(gate) else Admission.WAIT
+            self._left_behind = True
+            if self._gates.is_held_up(gate):
+                return Admission.FORGET
+            return Admission.CROWD if self._is_crowded_out(gate) else Admission.WAIT
 
         wanted = self._first.take(most, admit)
         wanted += self._replays.take(most - len(wanted), admit)
@@ -307,7 +319,10 @@ class Engine:
         if len(reserved) < MAX_CLAIM and self._reserve(gate, due.id):
             reserved[due.id] = gate
             return Choice.CLAIM
-        if due.id in gate.started or (self._gates.room(gate) > 0 and not gate.slow):
+        if due.id in gate.started:
+            return Choice.LEAVE
+        if self._gates.room(gate) > 0 and not gate.slow:
+            self._left_behind = True
             return Choice.LEAVE  # it waits for a slot of this worker, not for its subscription
         if gate.circuit is BreakerState.CLOSED:
             return Park(PendingReason.RATE_LIMITED, 0.0)

@@ -98,6 +98,7 @@ class Gates:
         self._circuit = circuit
         self._move = move
         self._gates: OrderedDict[UUID, Gate] = OrderedDict()  # the longest unused first
+        self._holding: set[Gate] = set()  # those that hold slots
         self.unproven_slots = 0  # quick ones of endpoints that have not answered yet; as of the last `watch`, and since
 
     def __getitem__(self, subscription_id: UUID) -> Gate:
@@ -175,6 +176,7 @@ class Gates:
         gate.peak = max(gate.peak if gate.started else 0, len(gate.started) + 1)
         gate.started.add(delivery_id)
         gate.slots += 1
+        self._holding.add(gate)
         if not gate.slow and not gate.proven:
             self.unproven_slots += 1
         if gate.limits.per_second is not None:
@@ -219,13 +221,15 @@ class Gates:
     def release(self, gate: Gate) -> bool:
         """The slot of a delivery of it is free again. Returns whether it was one of the slow lane."""
         gate.slots -= 1
+        if not gate.slots:
+            self._holding.discard(gate)
         return gate.slow
 
     def watch(self) -> None:
         """Puts those into the slow lane whose answers are out for long; to be called a few times a second."""
         before = self._clock() - SLOW_S
         unproven = 0
-        for gate in self._gates.values():
+        for gate in self._holding:
             if not gate.slow and gate.sending and next(iter(gate.sending.values())) < before:
                 self._put(gate, slow=True)
             if not gate.slow and not gate.proven:

@@ -16,12 +16,14 @@ from core.hints import Hint
 MAX_SUBSCRIPTION = 500
 MAX_ORGANIZATION = 2_000
 MAX_ALL = 50_000
+MAX_CROWD = 100  # subscriptions
 
 
 class Admission(Enum):
     YES = "yes"
     SKIP = "skip"  # this one is not wanted
     WAIT = "wait"
+    CROWD = "crowd"  # wait, unless too many subscriptions of its organization do
     FORGET = "forget"  # all that waits here for this subscription; it had better wait in the database
 
 
@@ -78,6 +80,8 @@ class Ready:
             subscription_id = going[0]
             queue = queues[subscription_id]
             admission = admit(subscription_id, queue[0])
+            if admission is Admission.CROWD:
+                admission = Admission.WAIT if len(queues) <= MAX_CROWD else Admission.FORGET
             if admission is Admission.WAIT:
                 going.popleft()
                 continue
