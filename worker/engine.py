@@ -116,7 +116,11 @@ class Engine:
         What there is no room to remember, the sweep will find.
         """
         hints = list(hints)
-        await self._learn({hint.subscription_id for hint in hints})
+        try:
+            await self._learn({hint.subscription_id for hint in hints})
+        except Exception as error:
+            log.warning("hints could not be looked up; the sweep will", error=repr(error), hints=len(hints))
+            return
         ready = self._replays if replays else self._first
         for hint in hints:
             gate = self._gates[hint.subscription_id]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from core import deliveries, settings, subscriptions
 from core.database import Database
 from core.deliveries import Finish, Verdict
+from core.hints import Hint
 from core.states import PendingReason, State
 from tests.platform import environment, eventually, platform
 from tests.receiver import Receiver
@@ -124,6 +126,31 @@ def test_a_fault_of_our_own_spends_attempts_and_ends(
             [dead] = await p.settled(1, "dead")
             assert (dead["reason"], dead["error"], dead["attempt_count"]) == ("exhausted", "protocol", 1)
             assert receiver.count == 0
+
+    with Receiver() as receiver:
+        asyncio.run(run(receiver))
+
+
+def test_a_hint_that_meets_a_broken_connection_is_left_to_the_sweep(
+    database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run(receiver: Receiver) -> None:
+        async with platform(database_url, redis_url) as p:
+            await p.subscribe(receiver.url("/ok"))
+            assert p.engine is not None
+            at, cut = p.engine._plans.at, asyncio.Event()
+
+            async def once_cut(wanted: Any) -> Any:
+                if not cut.is_set():
+                    cut.set()
+                    raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+                return await at(wanted)
+
+            monkeypatch.setattr(p.engine._plans, "at", once_cut)
+            await p.engine.take([Hint(p.organization_id, uuid4(), uuid4())])
+            assert cut.is_set()
+            await p.send()
+            await p.settled(1, "delivered")
 
     with Receiver() as receiver:
         asyncio.run(run(receiver))
