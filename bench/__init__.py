@@ -12,4 +12,15 @@ docs/performance.md says what each figure means. The parts, each a file:
 | `ledger` | accepted = delivered + dead + pending, received = delivered |
 | `floors` | what the parts alone can do on this machine, under the same load |
 | `report` | the table and the JSON file |
+| `running` | signals, faults, exit codes |
+
+`python -m bench.scale` measures what size costs:
+
+| file | does |
+|---|---|
+| `history` | makes millions of deliveries of the past |
+| `scale_lists` | times every list, count and preview on them |
+| `scale_cases` | which those are |
+| `costs` | what deliveries cost PostgreSQL; claims from a backlog; very wide events |
+| `backlog` | an outage with a million deliveries waiting, and an organization that floods |
 """

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import orjson
-import uvloop
 
 from bench import floors, report, scenarios
 from bench.children import Receiver
-from bench.platform import BenchError, Platform
+from bench.platform import Platform
+from bench.running import finish, say
 from bench.scenarios import Result, Scenario
-from cli.service import StartError
 
 ISOLATION_RATE = 300  # events a second to those that answer, and as many to those that hang
 WINDOW = 1_000  # deliveries on their way, where the backlog is to stay flat
@@ -47,10 +44,6 @@ def chosen(options: argparse.Namespace) -> list[Scenario]:
 
 
 async def run(options: argparse.Namespace) -> int:
-    stopping = asyncio.current_task()
-    assert stopping is not None
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(signum, stopping.cancel)
     seconds, floor_s, idle_s, _ = FULL if options.full else QUICK
     results: list[Result] = []
     measured: dict[str, float] = {}
@@ -101,10 +94,6 @@ def tell(results: Sequence[Result], measured: dict[str, float], options: argpars
     return 0 if exact else 1
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("bench", description="Load and latency on a real platform, with a ledger.")
     length = parser.add_mutually_exclusive_group()
@@ -129,14 +118,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    try:
-        return uvloop.run(run(parse()))
-    except asyncio.CancelledError:
-        say("stopped; nothing is left running")
-        return 130
-    except (BenchError, StartError, OSError) as fault:
-        say(f"bench: {fault}")
-        return 1
+    return finish("bench", run(parse()))
 
 
 if __name__ == "__main__":

@@ -32,14 +32,6 @@ BATCH = 100  # deliveries a claim and a finish, as a hint names them
 TABLES = ("events", "deliveries", "attempts")
 
 
-def stop_on_signals() -> None:
-    """So that a run which is ended removes what it made."""
-    task = asyncio.current_task()
-    assert task is not None
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(signum, task.cancel)
-
-
 @asynccontextmanager
 async def connected(platform: Platform) -> AsyncIterator[Any]:
     """A connection of asyncpg's own, without the timeouts of the platform's."""
@@ -270,8 +262,7 @@ async def wide(platform: Platform, subscriptions: int, posts: int = 10) -> bool:
     both, and those of the other's alone. The worker is stopped: it is acceptance that is measured."""
     platform.signal_workers(signal.SIGSTOP)
     try:
-        organization = await platform._command("org", "create", "wide")
-        key = await platform._command("key", "create", "--org", organization)
+        organization, key = await platform.make_tenant("wide")
         async with connected(platform) as driver:
             await driver.execute(
                 "INSERT INTO subscriptions (id, organization_id, url, events)"

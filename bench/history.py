@@ -99,74 +99,88 @@ def _day(number: int, day: date, span: timedelta, events: int, replay: UUID) -> 
     key = f"(n + {number}::bigint * 100000000)"
     return [
         "DROP TABLE IF EXISTS scale_events, scale_deliveries",
-        f"""
-        CREATE UNLOGGED TABLE scale_events AS
-        SELECT {_id("n", "e", start, span, events)} AS id, n, {key} AS key, o.organization_k, o.organization_id,
-            1 + n % 4 AS matched,
-            CASE WHEN n % 50000 = 49 THEN '{RARE_TYPE}'
-                ELSE 'order.line.' || lpad(floor(30 * pow({_draw(key, 2)}, 3))::text, 2, '0') END AS event_type,
-            CASE WHEN n % 10 = 0 THEN 'branch-' || n % 70 END AS branch_id
-        FROM generate_series(1, {events}) n
-        JOIN scale_slots o ON o.slot = floor(10000 * {_draw(key, 1)})::int
-        """,
-        f"""
-        CREATE UNLOGGED TABLE scale_deliveries AS
-        SELECT (substr(e.id::text, 1, 19) || '8' || substr(md5(random()::text), 1, 3) || '-'
-                || substr(md5(random()::text), 1, 12))::uuid AS id,
-            e.organization_id, s.id AS subscription_id, e.id AS event_id, e.event_type, fate.*, e.key * 4 + nth AS key
-        FROM scale_events e
-        CROSS JOIN LATERAL generate_series(0, e.matched - 1) nth
-        JOIN scale_subscriptions s ON s.organization_id = e.organization_id
-            AND s.j = (floor({SUBSCRIPTIONS} * pow({_draw("e.key", 3)}, 2))::int + nth * 7) % {SUBSCRIPTIONS}
-        CROSS JOIN LATERAL (SELECT {_draw("e.key * 4 + nth", 4)} AS luck, {_draw("e.key * 4 + nth", 5)} AS kind) draw
-        JOIN scale_fates fate ON draw.luck >= fate.low AND draw.luck < fate.high
-            AND draw.kind >= fate.kind_low AND draw.kind < fate.kind_high
-        ORDER BY e.id, nth
-        """,
-        """
-        INSERT INTO events (
-            id, organization_id, event_type, occurred_at, external_id, branch_id, payload, data_at,
-            matched_subscriptions
-        )
-        SELECT id, organization_id, event_type, now(), NULL, branch_id,
-            convert_to('{"event_id":"evt_","event_type":"' || event_type || '","data":{"n":' || key || ',"text":"'
-                || repeat(md5(key::text), 10) || '"}}', 'UTF8'), 40, matched
-        FROM scale_events ORDER BY id
-        """,
-        f"""
-        INSERT INTO deliveries (
-            id, organization_id, subscription_id, event_id, event_type, state, reason, due_at, attempt_count,
-            status_code, error_kind, error_message, created_at, updated_at, replay_id, series
-        )
-        SELECT id, organization_id, subscription_id, event_id, event_type, state, reason,
-            CASE WHEN state = 'pending' THEN now() + (1 + key % 20) * interval '1 hour' END, attempts,
-            status_code, error_kind, 'The receiver answered ' || status_code, at, at + attempts * interval '5 minutes',
-            CASE WHEN replayed THEN '{replay}'::uuid END, CASE WHEN replayed THEN 1 ELSE 0 END
-        FROM (
-            SELECT *, '{start.isoformat()}'::timestamptz AS at, {_draw("key", 6)} < {REPLAYED_SHARE}
-                AND organization_id = (SELECT id FROM scale_organizations WHERE k = 0) AS replayed
-            FROM scale_deliveries
-        ) made ORDER BY id
-        """,
-        """
-        INSERT INTO attempts (
-            id, delivery_id, organization_id, series, number, started_at, duration_ms, status_code, error_kind, url,
-            request_headers, response_headers, response_body
-        )
-        SELECT (substr(id::text, 1, 19) || '9' || substr(md5(random()::text), 1, 3) || '-'
-                || substr(md5(random()::text), 1, 12))::uuid,
-            id, organization_id, 0, number, now(), 20 + key % 400, status_code, error_kind,
-            'https://receiver.example.com/webhooks/' || key % 2000,
-            '[["content-type","application/json"],["user-agent","Hookwright/0.1 (webhook delivery)"],["webhook-id",'
-                || '"' || event_id || '"],["webhook-timestamp","1795203555"],["webhook-signature","v1,'
-                || md5(key::text) || '"]]',
-            '[["Content-Length","2"],["Date","Sat, 21 Nov 2026 09:00:00 GMT"]]', 'ok'::bytea
-        FROM scale_deliveries CROSS JOIN LATERAL generate_series(1, attempts) number
-        ORDER BY id
-        """,
+        _made_events(_id("n", "e", start, span, events), key, events),
+        _MADE_DELIVERIES,
+        _EVENTS,
+        _deliveries(start, replay),
+        _ATTEMPTS,
         "DROP TABLE scale_events, scale_deliveries",
     ]
 
+
+def _made_events(id_: str, key: str, events: int) -> str:
+    return f"""
+CREATE UNLOGGED TABLE scale_events AS
+SELECT {id_} AS id, n, {key} AS key, o.organization_k, o.organization_id,
+    1 + n % 4 AS matched,
+    CASE WHEN n % 50000 = 49 THEN '{RARE_TYPE}'
+        ELSE 'order.line.' || lpad(floor(30 * pow({_draw(key, 2)}, 3))::text, 2, '0') END AS event_type,
+    CASE WHEN n % 10 = 0 THEN 'branch-' || n % 70 END AS branch_id
+FROM generate_series(1, {events}) n
+JOIN scale_slots o ON o.slot = floor(10000 * {_draw(key, 1)})::int
+"""
+
+
+_MADE_DELIVERIES = f"""
+CREATE UNLOGGED TABLE scale_deliveries AS
+SELECT (substr(e.id::text, 1, 19) || '8' || substr(md5(random()::text), 1, 3) || '-'
+        || substr(md5(random()::text), 1, 12))::uuid AS id,
+    e.organization_id, s.id AS subscription_id, e.id AS event_id, e.event_type, fate.*, e.key * 4 + nth AS key
+FROM scale_events e
+CROSS JOIN LATERAL generate_series(0, e.matched - 1) nth
+JOIN scale_subscriptions s ON s.organization_id = e.organization_id
+    AND s.j = (floor({SUBSCRIPTIONS} * pow({_draw("e.key", 3)}, 2))::int + nth * 7) % {SUBSCRIPTIONS}
+CROSS JOIN LATERAL (SELECT {_draw("e.key * 4 + nth", 4)} AS luck, {_draw("e.key * 4 + nth", 5)} AS kind) draw
+JOIN scale_fates fate ON draw.luck >= fate.low AND draw.luck < fate.high
+    AND draw.kind >= fate.kind_low AND draw.kind < fate.kind_high
+ORDER BY e.id, nth
+"""
+_EVENTS = """
+INSERT INTO events (
+    id, organization_id, event_type, occurred_at, external_id, branch_id, payload, data_at,
+    matched_subscriptions
+)
+SELECT id, organization_id, event_type, now(), NULL, branch_id,
+    convert_to('{"event_id":"evt_","event_type":"' || event_type || '","data":{"n":' || key || ',"text":"'
+        || repeat(md5(key::text), 10) || '"}}', 'UTF8'), 40, matched
+FROM scale_events ORDER BY id
+"""
+
+
+def _deliveries(start: datetime, replay: UUID) -> str:
+    return f"""
+INSERT INTO deliveries (
+    id, organization_id, subscription_id, event_id, event_type, state, reason, due_at, attempt_count,
+    status_code, error_kind, error_message, created_at, updated_at, replay_id, series
+)
+SELECT id, organization_id, subscription_id, event_id, event_type, state, reason,
+    CASE WHEN state = 'pending' THEN now() + (1 + key % 20) * interval '1 hour' END, attempts,
+    status_code, error_kind, 'The receiver answered ' || status_code, at, at + attempts * interval '5 minutes',
+    CASE WHEN replayed THEN '{replay}'::uuid END, CASE WHEN replayed THEN 1 ELSE 0 END
+FROM (
+    SELECT *, '{start.isoformat()}'::timestamptz AS at, {_draw("key", 6)} < {REPLAYED_SHARE}
+        AND organization_id = (SELECT id FROM scale_organizations WHERE k = 0) AS replayed
+    FROM scale_deliveries
+) made ORDER BY id
+"""
+
+
+_ATTEMPTS = """
+INSERT INTO attempts (
+    id, delivery_id, organization_id, series, number, started_at, duration_ms, status_code, error_kind, url,
+    request_headers, response_headers, response_body
+)
+SELECT (substr(id::text, 1, 19) || '9' || substr(md5(random()::text), 1, 3) || '-'
+        || substr(md5(random()::text), 1, 12))::uuid,
+    id, organization_id, 0, number, now(), 20 + key % 400, status_code, error_kind,
+    'https://receiver.example.com/webhooks/' || key % 2000,
+    '[["content-type","application/json"],["user-agent","Hookwright/0.1 (webhook delivery)"],["webhook-id",'
+        || '"' || event_id || '"],["webhook-timestamp","1795203555"],["webhook-signature","v1,'
+        || md5(key::text) || '"]]',
+    '[["Content-Length","2"],["Date","Sat, 21 Nov 2026 09:00:00 GMT"]]', 'ok'::bytea
+FROM scale_deliveries CROSS JOIN LATERAL generate_series(1, attempts) number
+ORDER BY id
+"""
 
 _TENANTS = f"""
 CREATE UNLOGGED TABLE scale_organizations AS

@@ -68,7 +68,7 @@ class Platform:
         try:
             self.url = await self._ready()
             await self._find_parts()
-            await self._make_tenant()
+            _, self.key = await self.make_tenant("bench")
         except BaseException:
             await self.__aexit__()
             raise
@@ -139,6 +139,27 @@ class Platform:
             raise BenchError(f"{method} {path}: {answer.status_code} {answer.text[:500]}")
         return answer.json()["data"] if answer.content else None
 
+    async def make_tenant(self, name: str) -> tuple[str, str]:
+        """A new organization, and a key that may do everything in it."""
+        organization = await self.command("org", "create", name)
+        return organization, await self.command("key", "create", "--org", organization)
+
+    async def command(self, *argv: str) -> str:
+        """What `hookwright` prints. Raises `BenchError` where it fails."""
+        process = await asyncio.create_subprocess_exec(
+            *OURSELVES,
+            *argv,
+            "--data-dir",
+            str(self.data_dir),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=own_environment(),
+        )
+        out, err = await process.communicate()
+        if process.returncode != 0:
+            raise BenchError(f"`hookwright {' '.join(argv)}` failed: {err.decode('utf-8', 'replace')}")
+        return out.decode().strip()
+
     # --- starting ---
 
     async def _ready(self) -> str:
@@ -159,22 +180,3 @@ class Platform:
         fsync = (await self.query("SHOW fsync"))[0][0]
         if fsync != "on":
             raise BenchError(f"PostgreSQL runs with fsync {fsync}; figures would mean nothing")
-
-    async def _make_tenant(self) -> None:
-        organization = await self._command("org", "create", "bench")
-        self.key = await self._command("key", "create", "--org", organization)
-
-    async def _command(self, *argv: str) -> str:
-        process = await asyncio.create_subprocess_exec(
-            *OURSELVES,
-            *argv,
-            "--data-dir",
-            str(self.data_dir),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=own_environment(),
-        )
-        out, err = await process.communicate()
-        if process.returncode != 0:
-            raise BenchError(f"`hookwright {' '.join(argv)}` failed: {err.decode('utf-8', 'replace')}")
-        return out.decode().strip()

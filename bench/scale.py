@@ -12,22 +12,18 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import uvloop
-
 from bench import backlog, costs, history, scale_lists
 from bench.children import Receiver
-from bench.platform import BenchError, Platform
-from cli.service import StartError
+from bench.platform import Platform
+from bench.running import finish, say
 
 
 async def run(options: argparse.Namespace) -> int:
-    costs.stop_on_signals()
     fine = True
     async with Platform(workers=1, parent=options.dir) as platform:
         say(f"platform up; data in {platform.data_dir}")
@@ -52,10 +48,6 @@ async def run(options: argparse.Namespace) -> int:
     return 0 if fine else 1
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("bench.scale", description="What size costs, on a real platform.")
     parser.add_argument("--rows", type=int, default=0, help="deliveries of the history")
@@ -78,14 +70,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    try:
-        return uvloop.run(run(parse()))
-    except asyncio.CancelledError:
-        say("stopped; nothing is left running")
-        return 130
-    except (BenchError, StartError, OSError) as fault:
-        say(f"bench.scale: {fault}")
-        return 1
+    return finish("bench.scale", run(parse()))
 
 
 if __name__ == "__main__":
