@@ -108,7 +108,7 @@ class Postgres(EmbeddedPostgres):
 
 class Parts:
     def __init__(self) -> None:
-        self._data_dir = make_data_dir()
+        self._data_dir = make_data_dir(on_disk=True)
         self._embedded_postgres = Postgres(self._data_dir)
         self._embedded_valkey = EmbeddedValkey(self._data_dir)
         self.postgres = Part(self._embedded_postgres)
