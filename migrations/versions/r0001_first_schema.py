@@ -67,37 +67,13 @@ CREATE TABLE deliveries (
         END
     )
 ) PARTITION BY RANGE (id);
-CREATE INDEX ix_deliveries_due ON deliveries
-    ((CASE reason WHEN 'retry' THEN 1 WHEN 'replay' THEN 2 ELSE 0 END), due_at)
-    WHERE state IN ('pending', 'sending') AND (reason IS NULL OR reason IN ('new', 'retry', 'replay'));
-CREATE INDEX ix_deliveries_parked ON deliveries
-    (subscription_id, (CASE WHEN attempt_count > 0 THEN 1 WHEN series > 0 THEN 2 ELSE 0 END), id)
-    WHERE state = 'pending' AND reason IN ('rate_limited', 'breaker_open');
+CREATE INDEX ix_deliveries_dead ON deliveries (organization_id, id) WHERE state = 'dead';
+CREATE INDEX ix_deliveries_dead_subscription ON deliveries (subscription_id, id) WHERE state = 'dead';
+CREATE INDEX ix_deliveries_due ON deliveries (due_at) WHERE state IN ('pending', 'sending');
 CREATE INDEX ix_deliveries_held ON deliveries (subscription_id, id) WHERE state = 'pending' AND reason = 'paused';
 CREATE INDEX ix_deliveries_organization_id_id ON deliveries (organization_id, id);
-CREATE INDEX ix_deliveries_off_path ON deliveries (
-    organization_id, id, state, reason, error_kind, status_code, event_type, subscription_id
-) WHERE reason <> 'new' OR error_kind IS NOT NULL;
-CREATE INDEX ix_deliveries_off_path_subscription ON deliveries (
-    organization_id, subscription_id, id, state, reason, error_kind, status_code, event_type
-) WHERE (reason <> 'new' OR error_kind IS NOT NULL) AND subscription_id IS NOT NULL;
-CREATE INDEX ix_deliveries_pending ON deliveries (organization_id, id) WHERE state = 'pending';
 CREATE INDEX ix_deliveries_replay ON deliveries (replay_id, id) WHERE replay_id IS NOT NULL;
 CREATE INDEX ix_deliveries_subscription_id_id ON deliveries (subscription_id, id);
-
-CREATE TABLE delivery_stats (
-    organization_id uuid NOT NULL,
-    subscription_id uuid NOT NULL,
-    minute timestamptz NOT NULL,
-    error_kind text DEFAULT '' NOT NULL,
-    attempts integer DEFAULT 0 NOT NULL,
-    retries integer DEFAULT 0 NOT NULL,
-    dead integer DEFAULT 0 NOT NULL,
-    dead_retried integer DEFAULT 0 NOT NULL,
-    duration_ms bigint DEFAULT 0 NOT NULL,
-    CONSTRAINT pk_delivery_stats PRIMARY KEY (organization_id, subscription_id, minute, error_kind)
-) WITH (fillfactor = 70);
-CREATE INDEX ix_delivery_stats_minute ON delivery_stats (minute);
 
 CREATE TABLE event_keys (
     organization_id uuid NOT NULL,
@@ -121,7 +97,6 @@ CREATE TABLE events (
     only_for uuid,
     CONSTRAINT pk_events PRIMARY KEY (id)
 ) PARTITION BY RANGE (id);
-CREATE INDEX ix_events_organization_id_event_type_id ON events (organization_id, event_type, id);
 CREATE INDEX ix_events_organization_id_id ON events (organization_id, id);
 
 CREATE TABLE idempotency_keys (
@@ -221,8 +196,6 @@ CREATE TABLE subscriptions (
     retry_policy jsonb,
     headers bytea,
     timeout_ms integer DEFAULT 15000 NOT NULL,
-    limits jsonb,
-    circuit_breaker jsonb,
     description text DEFAULT '' NOT NULL,
     metadata jsonb DEFAULT '{}' NOT NULL,
     branch_id text,
@@ -252,12 +225,6 @@ CREATE TABLE subscription_secrets (
 );
 CREATE INDEX ix_subscription_secrets_subscription_id_id ON subscription_secrets (subscription_id, id);
 CREATE UNIQUE INDEX uq_subscription_secrets_current ON subscription_secrets (subscription_id) WHERE expires_at IS NULL;
-
-CREATE TABLE workers (
-    id uuid NOT NULL,
-    seen_at timestamptz DEFAULT now() NOT NULL,
-    CONSTRAINT pk_workers PRIMARY KEY (id)
-);
 
 """
 

@@ -11,9 +11,11 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from alembic import command
+from sqlalchemy import Connection
 from sqlmodel import SQLModel
 
-from core import models, partitions, schema
+from core import models, partitions, schema, subscriptions
 from core.database import Database
 from core.models import ItemOutcome, ReplayStatus, SubscriptionStatus
 from core.states import DeadReason, DiscardReason, PendingReason, State
@@ -88,6 +90,40 @@ def test_migrating_again_changes_nothing(database_url: str) -> None:
             await database.close()
 
     asyncio.run(run())
+
+
+def test_what_an_older_release_left_is_brought_up_with_all_its_rows(services: Services, database_url: str) -> None:
+    async def run(old: str) -> None:
+        database, fresh = Database(old), Database(database_url)
+
+        def first(connection: Connection) -> None:
+            settings = schema.config()
+            settings.attributes["connection"] = connection
+            command.upgrade(settings, "0001")
+
+        try:
+            async with database.engine.begin() as connection:
+                await connection.run_sync(first)
+            await partitions.ensure_ahead(database, datetime.now(UTC).date())
+            async with database.driver() as driver:
+                seeds = Seeds(database, driver)
+                await seeds.prepare()
+                one = await seeds.delivery(State.DEAD)
+                await schema.migrate(database)
+                assert await seeds.state(one) == ("dead", "exhausted")
+            assert await catalogues(database) == await catalogues(fresh)
+            async with database.session() as session:
+                found = await subscriptions.get(session, seeds.organization_id, seeds.subscription_id)
+                assert (found.limits, found.circuit_breaker) == (None, None)
+        finally:
+            await database.close()
+            await fresh.close()
+
+    old = services.create_database()
+    try:
+        asyncio.run(run(old))
+    finally:
+        services.drop_database(old)
 
 
 ENUMS: list[tuple[str, list[type[StrEnum]]]] = [
