@@ -154,7 +154,7 @@ class Breaker:
         successes = half_open.successes + 1
         if successes >= settings.half_open_success_threshold:
             return BLANK
-        return replace(half_open, successes=successes)
+        return replace(half_open, successes=successes, failures=0)
 
     def _steps_with(self, settings: BreakerSettings, ok: bool, now_ms: int) -> tuple[Step, ...]:
         """The steps still within the window, with one call more."""

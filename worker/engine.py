@@ -12,6 +12,7 @@ ones'.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice, zip_longest
@@ -23,7 +24,7 @@ from core import deliveries, events
 from core.breaker import BreakerState
 from core.breakers import Breakers
 from core.database import Database
-from core.deliveries import Choice, Claimed, Due, Finish, Park, Verdict
+from core.deliveries import Choice, Claimed, Due, Finish, Park, ParkedRoom, Verdict
 from core.failures import ErrorKind
 from core.hints import Hint
 from core.models import SubscriptionStatus
@@ -31,7 +32,9 @@ from core.payloads import StoredEvent
 from core.states import PendingReason, State
 from worker.circuits import Circuits
 from worker.gates import Gate, Gates
+from worker.lanes import Lane, Lanes
 from worker.membership import Membership
+from worker.parked import Parked
 from worker.plans import Plan, Plans
 from worker.ready import Admission, Ready
 from worker.recorder import Recorder
@@ -42,26 +45,16 @@ MAX_LOOK = 500  # due deliveries a sweep looks at
 HINT_GRACE_S = 0.5  # new deliveries are left to their hint for so long before the sweep takes them
 SWEEP_AGAIN_S = 0.1  # after another worker was found sweeping
 PARKED_LOOK_S = 0.1  # how often rates and windows are looked at for what is parked
-MAX_PARKED_SUBSCRIPTIONS = 200  # at a time
-PARKED_LOOK_MOST_S = 2.0
+MAX_PARKED_LOOK = 500  # subscriptions that are asked for room at a time
+PARKED_PAGE = 200
+FIND_PARKED_S = 0.5  # of each second
+FIRST_RANKS = (0, 0, 0, 1, 0, 0, 0, 2)  # which comes first of what is parked for a subscription, turn by turn
 CLAIM_PAUSE_S = 0.5
 FAULT_DELAY_S = 60.0
 STALE_DELAY_S = 1.0  # a claim that took too long is not followed by the same claim at once
 CLOSE_S = 2.0  # of a stop, for recording
 
 log = structlog.get_logger(__name__)
-
-
-class Lane:
-    """Slots: each holds one delivery from its claim until its outcome is recorded."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.used = 0
-
-    @property
-    def room(self) -> int:
-        return self.size - self.used
 
 
 class Engine:
@@ -82,7 +75,7 @@ class Engine:
         self._transport = transport
         self._plans = plans
         self._margin_s = margin_s
-        self._quick, self._slow = Lane(max_in_flight), Lane(slow_lane(max_in_flight))
+        self._lanes = Lanes(max_in_flight)
         self.membership = membership or Membership()
         self.circuits = Circuits()
         self._clock = asyncio.get_running_loop().time
@@ -93,11 +86,11 @@ class Engine:
         self._claiming: set[asyncio.Task[int]] = set()
         self._first, self._replays = Ready(), Ready()
         self._sweep_wanted = False
-        self._left_behind = False  # something due found no slot
-        self._parked: dict[UUID, None] = {}  # subscriptions that something is parked for, longest unserved first
+        self._parked = Parked()
+        self._find_parked_after = UUID(int=0)  # the subscription up to which they were looked for
         self._something = asyncio.Event()
         self._stopping = False
-        self._recorder = Recorder(database, 2 * (self._quick.size + self._slow.size))
+        self._recorder = Recorder(database, 2 * (self._lanes.quick.size + self._lanes.slow.size))
 
     def start(self) -> None:
         self._recorder.start()
@@ -106,7 +99,7 @@ class Engine:
     @property
     def under_way(self) -> int:
         """Deliveries that hold a slot."""
-        return self._quick.used + self._slow.used
+        return self._lanes.used
 
     # --- what it is told ---
 
@@ -142,22 +135,25 @@ class Engine:
         self._something.set()
 
     async def find_parked(self) -> None:
-        """Looks which subscriptions something is parked for, and what they allow now. Those that are paused wait."""
-        after, until = UUID(int=0), self._clock() + PARKED_LOOK_MOST_S
+        """Looks which subscriptions something is parked for, and what they allow now. Those that are paused wait.
+
+        Where they are very many it returns after `FIND_PARKED_S`, and goes on from there the next time."""
+        until = self._clock() + FIND_PARKED_S
         while True:
             async with self._database.driver() as driver:
-                found = await deliveries.parked_subscriptions(driver, after, MAX_PARKED_SUBSCRIPTIONS)
+                found = await deliveries.parked_subscriptions(driver, self._find_parked_after, PARKED_PAGE)
             await self._plans.at({(one.id, one.version) for one in found})
             self._configure(one.id for one in found)
             for one in found:
                 self._gates[one.id].sends = one.status == SubscriptionStatus.ACTIVE
                 if one.status != SubscriptionStatus.PAUSED:
-                    self._parked.setdefault(one.id)
+                    self._parked.add(one.organization_id, one.id)
             if found:
                 self._something.set()
-            if len(found) < MAX_PARKED_SUBSCRIPTIONS or self._clock() > until:
+            was_last = len(found) < PARKED_PAGE
+            self._find_parked_after = UUID(int=0) if was_last else found[-1].id
+            if was_last or self._clock() > until:
                 return
-            after = found[-1].id
 
     async def stop(self, timeout_s: float) -> None:
         """Sends nothing more; lets what is under way finish for `timeout_s`, then hands the rest back."""
@@ -182,36 +178,34 @@ class Engine:
 
     # --- lanes and gates ---
 
-    def _lane(self, gate: Gate) -> Lane:
-        return self._slow if gate.slow else self._quick
-
-    def _move(self, slots: int, slow: bool) -> bool:
-        """What an endpoint has under way changes the lane with it. False where the slow lane is more than full: then
-        it stays where it is, or there would be no bound to what is under way."""
-        if slow and self._slow.used and self._slow.used + slots > 2 * self._slow.size:
-            return False
-        (self._slow if slow else self._quick).used += slots
-        (self._quick if slow else self._slow).used -= slots
+    def _move(self, gate: Gate, slow: bool) -> bool:
+        """What an endpoint has under way changes the lane with it."""
+        moved = self._lanes.move(gate, slow)
         self._something.set()
-        return True
+        return moved
 
     def _reserve(self, gate: Gate, delivery_id: UUID) -> bool:
         """Takes a slot and room at the gate, if there is."""
-        lane = self._lane(gate)
-        if self._is_crowded_out(gate):
+        lane = self._lanes.of(gate)
+        if self._is_crowded_out(gate) or lane.room(gate) <= 0:
             return False
-        if lane.room <= 0 or delivery_id in gate.started or self._gates.room(gate) <= 0:
+        if delivery_id in gate.started or self._gates.room(gate) <= 0:
             return False
-        lane.used += 1
-        self._gates.start(gate, delivery_id)
+        self._take_slot(gate, delivery_id)
         return True
 
     def _is_crowded_out(self, gate: Gate) -> bool:
-        """Half of the quick lane is for those that are known to answer."""
-        return not gate.slow and not gate.proven and self._gates.unproven_slots >= max(1, self._quick.size // 2)
+        return gate.is_unproven and self._lanes.unproven.room(gate) <= 0
+
+    def _take_slot(self, gate: Gate, delivery_id: UUID) -> None:
+        self._lanes.of(gate).take(gate)
+        if gate.is_unproven:
+            self._lanes.unproven.take(gate)
+        self._gates.start(gate, delivery_id)
 
     def _release(self, gate: Gate) -> None:
-        (self._slow if self._gates.release(gate) else self._quick).used -= 1
+        self._gates.release(gate)
+        self._lanes.of(gate).take(gate, -1)
         self._something.set()
 
     async def _learn(self, subscription_ids: set[UUID]) -> None:
@@ -225,17 +219,14 @@ class Engine:
         for one in subscription_ids:
             plan = self._plans.cached(one)
             if plan is not None:
-                self._gates.configure(self._gates[one], plan.version, plan.limits, plan.breaker)
+                self._gates.configure(self._gates[one], plan.organization_id, plan.version, plan.limits, plan.breaker)
 
     async def _look_around(self) -> None:
-        """A few times a second: who is slow by now, who may be sent more of what is parked, is there room for what was
-        left behind?"""
+        """A few times a second: who is slow by now, who may be sent more of what is parked?"""
         while True:
             await asyncio.sleep(PARKED_LOOK_S)
             self._gates.watch()
-            if self._left_behind:
-                self._left_behind = False
-                self.sweep()
+            self._lanes.unproven.recount(self._gates.unproven())
             if self._parked:
                 self._something.set()
 
@@ -244,7 +235,7 @@ class Engine:
     async def _claim_wanted(self) -> None:
         sources = (self._claim_hinted, self._claim_due, self._claim_parked)
         others_first = (self._claim_due, self._claim_parked, self._claim_hinted)
-        turn = 0
+        turn = 1  # only those in which something was done count, or the same would be first each time
         while True:
             await self._something.wait()
             self._something.clear()
@@ -253,8 +244,8 @@ class Engine:
                 # Where slots are scarce the first takes them all: three times of four those are new deliveries.
                 working = True
                 while working:
-                    turn += 1
                     working = any([await source() for source in (sources if turn % 4 else others_first)])
+                    turn += working
             except Exception as error:
                 # The next sweep finds these. A pause, so that an outage is not met by claim upon claim.
                 log.warning("deliveries could not be claimed; the sweep will", error=repr(error))
@@ -262,7 +253,7 @@ class Engine:
                 self._something.set()
 
     async def _claim_hinted(self) -> bool:
-        most = min(MAX_CLAIM, max(0, self._quick.room) + max(0, self._slow.room))
+        most = min(MAX_CLAIM, self._lanes.free)
         if not most or not (self._first or self._replays):
             return False
         reserved: dict[UUID, Gate] = {}
@@ -274,7 +265,6 @@ class Engine:
             if self._reserve(gate, delivery_id):
                 reserved[delivery_id] = gate
                 return Admission.YES
-            self._left_behind = True
             if self._gates.is_held_up(gate):
                 return Admission.FORGET
             return Admission.CROWD if self._is_crowded_out(gate) else Admission.WAIT
@@ -292,7 +282,7 @@ class Engine:
         return True
 
     async def _claim_due(self) -> bool:
-        if not self._sweep_wanted or (self._quick.room <= 0 and self._slow.room <= 0):
+        if not self._sweep_wanted or not self._lanes.free:
             return False
         self._sweep_wanted = False
         reserved: dict[UUID, Gate] = {}
@@ -308,7 +298,8 @@ class Engine:
             async with self._database.driver() as driver:
                 swept = await deliveries.sweep(driver, MAX_LOOK, choose, margin_s=self._margin_s, grace_s=HINT_GRACE_S)
             more = swept.more
-            self._parked |= dict.fromkeys(swept.parked)
+            for one in swept.parked:
+                self._parked.add(one.organization_id, one.subscription_id)
             return swept.claims
 
         await self._claim_and_send(claim, reserved)
@@ -325,45 +316,62 @@ class Engine:
             return Choice.CLAIM
         if due.id in gate.started:
             return Choice.LEAVE
-        if self._gates.room(gate) > 0 and not gate.slow:
-            self._left_behind = True
-            return Choice.LEAVE  # it waits for a slot of this worker, not for its subscription
+        is_full = len(reserved) >= MAX_CLAIM or self._lanes.quick.free <= 0
+        if is_full and not gate.slow and self._gates.room(gate) > 0:
+            return Choice.LEAVE  # it waits for a slot of this worker, as all others do
         if gate.circuit is BreakerState.CLOSED:
             return Park(PendingReason.RATE_LIMITED, 0.0)
         return Park(PendingReason.BREAKER_OPEN, self.circuits.opens_in_s(gate.id, gate.breaker))
 
     async def _claim_parked(self) -> bool:
-        room: dict[UUID, int] = {}
-        lanes = {True: self._slow.room, False: self._quick.room}
-        left = MAX_CLAIM
-        for one in list(islice(self._parked, MAX_PARKED_SUBSCRIPTIONS)):
-            self._parked[one] = self._parked.pop(one)  # to the end: others come first next time
-            gate = self._gates[one]
-            size = min(self._gates.room(gate), lanes[gate.slow], left)
-            if size > 0:
-                room[one] = size
-                lanes[gate.slow] -= size
-                left -= size
-        if not room:
+        wanted = self._room_for_parked()
+        if not wanted:
             return False
         reserved: dict[UUID, Gate] = {}
 
         async def claim() -> list[Claimed]:
             async with self._database.driver() as driver:
-                claims = await deliveries.claim_parked(driver, room, margin_s=self._margin_s)
-            found = dict.fromkeys(room, 0)
+                claims = await deliveries.claim_parked(driver, [want for _, want in wanted], margin_s=self._margin_s)
+            found = Counter(one.subscription_id for one in claims)
             for claimed in claims:
-                found[claimed.subscription_id] += 1
                 gate = self._gates[claimed.subscription_id]
                 reserved[claimed.id] = gate
-                self._lane(gate).used += 1
-                self._gates.start(gate, claimed.id)
-            for one, size in room.items():
-                if found[one] < size:
-                    self._parked.pop(one, None)  # that was all
+                self._take_slot(gate, claimed.id)
+            for organization_id, want in wanted:
+                if found[want.subscription_id] < want.size:
+                    self._parked.discard(organization_id, want.subscription_id)  # that was all
             return claims
 
         return await self._claim_and_send(claim, reserved) > 0
+
+    def _room_for_parked(self) -> list[tuple[UUID, ParkedRoom]]:
+        """How much of what is parked may be claimed now, and for whom."""
+        wanted: list[tuple[UUID, ParkedRoom]] = []
+        given: Counter[Lane | tuple[Lane, UUID]] = Counter()
+        had_turn = []
+        left = MAX_CLAIM
+        for organization_id, one in islice(self._parked.turns(), MAX_PARKED_LOOK):
+            gate = self._gates[one]
+            lanes = [self._lanes.of(gate), *([self._lanes.unproven] if gate.is_unproven else [])]
+            room = self._gates.room(gate)
+            size = min(room, left)
+            for lane in lanes:
+                size = min(size, lane.free - given[lane], lane.room(gate) - given[lane, organization_id])
+            if size > 0 or not room:  # who waits for a slot of the lane keeps its turn
+                had_turn.append((organization_id, one))
+            if size <= 0:
+                continue
+            gate.turns += 1
+            wanted.append((organization_id, ParkedRoom(one, size, FIRST_RANKS[gate.turns % len(FIRST_RANKS)])))
+            left -= size
+            for lane in lanes:
+                given[lane] += size
+                given[lane, organization_id] += size
+            if not left:
+                break
+        for organization_id, one in had_turn:
+            self._parked.to_end(organization_id, one)
+        return wanted
 
     async def _claim_and_send(self, claim: Callable[[], Awaitable[list[Claimed]]], reserved: dict[UUID, Gate]) -> int:
         """Sends what `claim` claims, and gives the reserved slots of the others back. Returns how many it claimed.
@@ -461,11 +469,6 @@ class Engine:
         stalls = not ok and (status is None or status == 429 or status >= 500)
         self._gates.end(gate, claimed.id, ok=ok, stalls=stalls)
         self.circuits.record(claimed.subscription_id, gate.breaker, ok=ok)
-
-
-def slow_lane(max_in_flight: int) -> int:
-    """How many slots the slow lane has beside so many of the quick one. It may be overfull by as many again."""
-    return max(1, max_in_flight // 2)
 
 
 def _mixed(due: Sequence[Due]) -> list[Due]:

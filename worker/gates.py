@@ -33,6 +33,7 @@ MAX_GATES = 20_000
 
 Share = Callable[[UUID, int], int]
 Circuit = Callable[[UUID, BreakerSettings], BreakerState]
+Move = Callable[["Gate", bool], bool]
 
 
 class Gate:
@@ -44,6 +45,7 @@ class Gate:
         "circuit",
         "id",
         "limits",
+        "organization_id",
         "outage",
         "peak",
         "proven",
@@ -57,12 +59,14 @@ class Gate:
         "started",
         "tokens",
         "tokens_at",
+        "turns",
         "version",
         "window",
     )
 
     def __init__(self, subscription_id: UUID) -> None:
         self.id = subscription_id
+        self.organization_id: UUID | None = None  # until its settings are known
         self.version = 0
         self.limits = Limits()
         self.breaker = BreakerSettings()
@@ -81,6 +85,12 @@ class Gate:
         self.tokens = 0.0
         self.tokens_at = 0.0
         self.circuit = BreakerState.CLOSED  # when it was last asked for room
+        self.turns = 0  # in which something that was parked for it was claimed
+
+    @property
+    def is_unproven(self) -> bool:
+        """Whether it is served from the quick lane without having answered yet."""
+        return not self.slow and not self.proven
 
     def is_idle(self) -> bool:
         return not self.slots and not self.started
@@ -88,18 +98,16 @@ class Gate:
 
 class Gates:
     """All gates of a worker. `share`: how much of a subscription's whole number is this worker's; `circuit`: the
-    state of its breaker. `move`: moves so many slots to the slow lane or back, unless that has no place for them."""
+    state of its breaker. `move`: moves the slots of a gate to the slow lane or back, unless there is no place for
+    them."""
 
-    def __init__(
-        self, *, clock: Callable[[], float], share: Share, circuit: Circuit, move: Callable[[int, bool], bool]
-    ) -> None:
+    def __init__(self, *, clock: Callable[[], float], share: Share, circuit: Circuit, move: Move) -> None:
         self._clock = clock
         self._share = share
         self._circuit = circuit
         self._move = move
         self._gates: OrderedDict[UUID, Gate] = OrderedDict()  # the longest unused first
         self._holding: set[Gate] = set()  # those that hold slots
-        self.unproven_slots = 0  # quick ones of endpoints that have not answered yet; as of the last `watch`, and since
 
     def __getitem__(self, subscription_id: UUID) -> Gate:
         gate = self._gates.get(subscription_id)
@@ -108,7 +116,11 @@ class Gates:
             self._forget_some()
         return gate
 
-    def configure(self, gate: Gate, version: int, limits: Limits, breaker: BreakerSettings) -> None:
+    def configure(
+        self, gate: Gate, organization_id: UUID, version: int, limits: Limits, breaker: BreakerSettings
+    ) -> None:
+        if not gate.slots:  # or they would not be given back to whom they were taken from
+            gate.organization_id = organization_id
         if version >= gate.version:
             gate.version, gate.limits, gate.breaker = version, limits, breaker
 
@@ -177,8 +189,6 @@ class Gates:
         gate.started.add(delivery_id)
         gate.slots += 1
         self._holding.add(gate)
-        if not gate.slow and not gate.proven:
-            self.unproven_slots += 1
         if gate.limits.per_second is not None:
             gate.tokens -= 1
 
@@ -218,23 +228,22 @@ class Gates:
                 gate.outage = gate.outage or gate.row_bad >= FAILURES_IN_A_ROW
         self._judge(gate)
 
-    def release(self, gate: Gate) -> bool:
-        """The slot of a delivery of it is free again. Returns whether it was one of the slow lane."""
+    def release(self, gate: Gate) -> None:
+        """The slot of a delivery of it is free again."""
         gate.slots -= 1
         if not gate.slots:
             self._holding.discard(gate)
-        return gate.slow
+
+    def unproven(self) -> list[Gate]:
+        """Those that hold quick slots and have not answered yet."""
+        return [gate for gate in self._holding if gate.is_unproven]
 
     def watch(self) -> None:
         """Puts those into the slow lane whose answers are out for long; to be called a few times a second."""
         before = self._clock() - SLOW_S
-        unproven = 0
         for gate in self._holding:
             if not gate.slow and gate.sending and next(iter(gate.sending.values())) < before:
                 self._put(gate, slow=True)
-            if not gate.slow and not gate.proven:
-                unproven += gate.slots
-        self.unproven_slots = unproven
 
     def _judge(self, gate: Gate) -> None:
         if not gate.slow and (gate.average_s > SLOW_S or gate.row_bad >= FAILURES_IN_A_ROW):
@@ -243,7 +252,7 @@ class Gates:
             self._put(gate, slow=False)
 
     def _put(self, gate: Gate, *, slow: bool) -> None:
-        if self._move(gate.slots, slow):
+        if self._move(gate, slow):
             gate.slow, gate.proven = slow, not slow
 
     def _forget_some(self) -> None:

@@ -32,10 +32,8 @@ async def every(interval_s: float, name: str, work: Callable[[], Awaitable[None]
 
 
 async def sweep(engine: Engine) -> None:
-    """Takes what is due: lost hints, dead workers' deliveries and scheduled retries, all by the same claim. And looks
-    for what is parked."""
+    """Takes what is due: lost hints, dead workers' deliveries and scheduled retries, all by the same claim."""
     engine.sweep()
-    await engine.find_parked()
 
 
 async def meet(database: Database, engine: Engine) -> None:

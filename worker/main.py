@@ -26,7 +26,8 @@ from core.sealing import Sealer
 from core.settings import Settings
 from worker import loops
 from worker.circuits import SYNC_S
-from worker.engine import Engine, slow_lane
+from worker.engine import Engine
+from worker.lanes import slow_slots
 from worker.membership import SAY_SO_S
 from worker.picker import Ended, Picker
 from worker.plans import Plans
@@ -80,7 +81,7 @@ async def working(settings: Settings) -> AsyncIterator[Engine]:
     policy = EgressPolicy(allow=settings.egress_allow, deny=settings.egress_deny, allow_http=settings.egress_allow_http)
     database = Database(settings.database_url, pool_size=settings.database_pool_size, name="hookwright-worker")
     # More connections than slots: waiting for one would count against an attempt's deadline.
-    most = settings.worker_max_in_flight + 2 * slow_lane(settings.worker_max_in_flight)
+    most = settings.worker_max_in_flight + 2 * slow_slots(settings.worker_max_in_flight)
     transport = EgressTransport(policy, ca_file=settings.egress_ca_file, limit=most + 64)
     engine = Engine(
         database,
@@ -102,6 +103,7 @@ async def working(settings: Settings) -> AsyncIterator[Engine]:
         for every_s, name, work in (
             (SAY_SO_S, "membership", lambda: loops.meet(database, engine)),
             (interval_s, "sweep", lambda: loops.sweep(engine)),
+            (interval_s, "parked", engine.find_parked),
             (interval_s, "replays", lambda: loops.advance_replays(database, engine, interval_s)),
             (interval_s, "settling", lambda: loops.settle(database)),
             (STATISTICS_S, "statistics", engine.flush_statistics),

@@ -36,6 +36,7 @@ _EVER = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
 class Plan:
     """One subscription at one version. `target` is None where egress policy forbids its URL."""
 
+    organization_id: UUID
     version: int
     url: str
     target: Target | None
@@ -134,6 +135,7 @@ class Plans:
             for secret_id, sealed, expires_at in zip(row["secret_ids"], row["sealed"], row["expires_at"], strict=True)
         ]
         return Plan(
+            organization_id=row["organization_id"],
             version=row["version"],
             url=row["url"],
             target=target,
@@ -150,8 +152,8 @@ class Plans:
 
 
 _LOAD = """
-SELECT s.id, s.version, s.url, s.authentication_type, s.payload_format, s.retry_policy, s.headers, s.timeout_ms,
-    s.limits, s.circuit_breaker,
+SELECT s.id, s.organization_id, s.version, s.url, s.authentication_type, s.payload_format, s.retry_policy,
+    s.headers, s.timeout_ms, s.limits, s.circuit_breaker,
     array_agg(k.id ORDER BY k.id DESC) AS secret_ids,
     array_agg(k.sealed ORDER BY k.id DESC) AS sealed,
     array_agg(k.expires_at ORDER BY k.id DESC) AS expires_at

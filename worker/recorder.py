@@ -27,17 +27,22 @@ class Recorder:
 
     def __init__(self, database: Database, most: int) -> None:
         self._database = database
-        self._group: GroupCommit[Finish, bool | None] = GroupCommit(
+        self._plain: GroupCommit[Finish, bool | None] = GroupCommit(
             self._record, max_batch=MAX_RECORD, max_waiting=most
+        )
+        # What changes more than its delivery, and may find somebody else there, keeps no other outcome waiting.
+        self._entangled: GroupCommit[Finish, bool | None] = GroupCommit(
+            self._record_entangled, max_batch=MAX_RECORD, max_waiting=most
         )
         self.tally = Tally()
         self.give_up_at = math.inf  # by the loop's clock: when a stop can't wait for the database any longer
 
     def start(self) -> None:
-        self._group.start()
+        self._plain.start()
+        self._entangled.start()
 
     async def close(self) -> None:
-        await self._group.close()
+        await asyncio.gather(self._plain.close(), self._entangled.close())
 
     async def keep(self, finish: Finish) -> None:
         """Returns once it is stored, or its lease was lost. Raises when the database is away for too long."""
@@ -53,43 +58,37 @@ class Recorder:
             log.warning("a lease was lost before its outcome was recorded", delivery=str(finish.claimed.id))
 
     async def _submit(self, finish: Finish) -> bool | None:
+        group = self._entangled if deliveries.is_entangled(finish) else self._plain
         try:
             # Shielded: a stop may cut the sending short, but not the outcome of what was sent.
-            return await asyncio.shield(self._group.submit(finish))
+            return await asyncio.shield(group.submit(finish))
         except Exception as error:
             if finish.tried is None or is_unreachable(error):
                 raise
             # Something in this answer can't be stored. The outcome matters more than what the receiver said.
             log.exception("an attempt could not be recorded whole", delivery=str(finish.claimed.id))
             bare = replace(finish.tried, response_headers=None, response_body=None, error_message=None)
-            return await self._group.submit(replace(finish, tried=bare))
+            return await group.submit(replace(finish, tried=bare))
 
-    async def _record(self, finishes: list[Finish]) -> list[bool | None]:
+    async def _record_entangled(self, finishes: list[Finish]) -> list[bool | None]:
         """Whether each delivery moved; None where somebody else holds what the outcome changes besides."""
-        outcomes: dict[int, bool | None] = {}
-        plain = [at for at, one in enumerate(finishes) if not deliveries.is_entangled(one)]
-        entangled = [at for at, one in enumerate(finishes) if deliveries.is_entangled(one)]
-        if plain:
-            outcomes.update(zip(plain, await self._record_patiently([finishes[at] for at in plain]), strict=True))
-        if entangled:
-            try:
-                moved = await self._record_patiently([finishes[at] for at in entangled], until=CONTENTION)
-                outcomes.update(zip(entangled, moved, strict=True))
-            except CONTENTION as error:
-                log.warning("outcomes wait for what others hold", outcomes=len(entangled), error=repr(error))
-        return [outcomes.get(at) for at in range(len(finishes))]
+        try:
+            return await self._record(finishes, until=CONTENTION)
+        except CONTENTION as error:
+            log.warning("outcomes wait for what others hold", outcomes=len(finishes), error=repr(error))
+            return [None] * len(finishes)
 
-    async def _record_patiently(
+    async def _record(
         self, finishes: list[Finish], *, until: tuple[type[BaseException], ...] = ()
-    ) -> list[bool]:
-        """Waits out a database that is away."""
+    ) -> list[bool | None]:
+        """Whether each delivery moved. Waits out a database that is away, but not what is in `until`."""
         clock = asyncio.get_running_loop().time
         give_up_at = clock() + GIVE_UP_S
         tries = 0
         while True:
             try:
                 async with self._database.driver() as driver:
-                    return await deliveries.finish(driver, finishes)
+                    return [*await deliveries.finish(driver, finishes)]
             except Exception as error:
                 if isinstance(error, until) or not is_unreachable(error):
                     raise

@@ -9,7 +9,7 @@ a million deliveries that can't be sent stand in nobody's way.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
@@ -50,7 +50,7 @@ class Swept:
     """What a sweep did. `more`: there may be more that is due; None: another worker is sweeping at this moment."""
 
     claims: list[Claimed]
-    parked: list[UUID]  # subscriptions
+    parked: list[Due]
     more: bool | None
 
 
@@ -75,7 +75,7 @@ async def sweep(driver: Any, look: int, choose: Chooser, *, margin_s: float, gra
         found = Counter(one.rank for one in due)
         full = any(found[rank] >= share for rank, share in enumerate(shares))
         more = bool(claims or parked) and (full or len(claims) + len(parked) < len(due))
-        return Swept(claims, [one.subscription_id for one, _ in parked], more)
+        return Swept(claims, [one for one, _ in parked], more)
 
 
 async def claim_due(driver: Any, limit: int, *, margin_s: float) -> list[Claimed]:
@@ -127,22 +127,39 @@ WHERE d.id = park.id AND d.id = ANY($1::uuid[]) AND d.id BETWEEN $2 AND $3
 """
 
 
-async def claim_parked(driver: Any, room: Mapping[UUID, int], *, margin_s: float) -> list[Claimed]:
-    """Leases up to `room[subscription]` of the deliveries parked for each: first attempts before retries before
-    replays, the oldest events first."""
+class ParkedRoom(NamedTuple):
+    """`size` deliveries of what is parked for a subscription may be claimed, those of `first_rank` before others."""
+
+    subscription_id: UUID
+    size: int
+    first_rank: int = 0
+
+
+async def claim_parked(driver: Any, room: Sequence[ParkedRoom], *, margin_s: float) -> list[Claimed]:
+    """Leases up to `size` of the deliveries parked for each subscription: first attempts before retries before replays,
+    the oldest events first. Whoever asks again and again, for less than there is, lets another rank be first now and
+    then, or it would wait for ever."""
     async with driver.transaction():
         await driver.execute(_IN_ORDER)
-        found = await driver.fetch(_PARKED, list(room), list(room.values()))
+        found = await driver.fetch(_PARKED, *(list(column) for column in zip(*room, strict=True)))
         return await claim(driver, [row["id"] for row in found], margin_s=margin_s, parked=True)
 
 
 PARKED_RANK = "CASE WHEN attempt_count > 0 THEN 1 WHEN series > 0 THEN 2 ELSE 0 END"
 _PARKED = f"""
-SELECT parked.id FROM unnest($1::uuid[], $2::int[]) AS wanted(subscription_id, size)
+SELECT parked.id FROM unnest($1::uuid[], $2::int[], $3::int[]) AS wanted(subscription_id, size, first_rank)
 CROSS JOIN LATERAL (
-    SELECT d.id FROM deliveries d WHERE {PARKED} AND d.subscription_id = wanted.subscription_id
-    ORDER BY {PARKED_RANK}, d.id LIMIT wanted.size
-    FOR UPDATE SKIP LOCKED
+    SELECT of_rank.id
+    FROM unnest(
+        CASE first_rank WHEN 1 THEN '{{1,2,0}}' WHEN 2 THEN '{{2,1,0}}' ELSE '{{0,1,2}}' END::int[]
+    ) AS turn(rank)
+    CROSS JOIN LATERAL (
+        SELECT d.id FROM deliveries d
+        WHERE {PARKED} AND d.subscription_id = wanted.subscription_id AND {PARKED_RANK} = turn.rank
+        ORDER BY d.id LIMIT wanted.size
+        FOR UPDATE SKIP LOCKED
+    ) of_rank
+    LIMIT wanted.size
 ) parked
 """
 
@@ -152,6 +169,7 @@ class ParkedFor:
     """A subscription that something is parked for, as it is now."""
 
     id: UUID
+    organization_id: UUID
     version: int
     status: str
 
@@ -172,5 +190,6 @@ WITH RECURSIVE leap(id, number) AS (
     ), number + 1
     FROM leap WHERE leap.id IS NOT NULL AND number < $2
 )
-SELECT s.id, s.version, s.status FROM leap JOIN subscriptions s USING (id) WHERE number > 0 ORDER BY id
+SELECT s.id, s.organization_id, s.version, s.status FROM leap JOIN subscriptions s USING (id)
+WHERE number > 0 ORDER BY id
 """

@@ -12,7 +12,7 @@ import pytest
 
 from core import deliveries, settling
 from core.database import Database
-from core.deliveries import Choice, Chooser, Due, Park, queues
+from core.deliveries import Choice, Chooser, Due, Park, ParkedRoom, queues
 from core.states import PendingReason, State
 from tests.seeds import MARGIN_S, Seeds, seeded
 
@@ -39,7 +39,7 @@ def test_what_is_parked_is_claimed_for_its_subscription_alone(database_url: str)
         assert await seeds.state(mine[0]) == ("pending", "rate_limited")
         assert await deliveries.claim_due(seeds.driver, 10, margin_s=MARGIN_S) == []
         assert await seeds.claim(*mine) == []  # a hint that comes late
-        claims = await deliveries.claim_parked(seeds.driver, {seeds.subscription_id: 2}, margin_s=MARGIN_S)
+        claims = await deliveries.claim_parked(seeds.driver, [ParkedRoom(seeds.subscription_id, 2)], margin_s=MARGIN_S)
         assert [one.id for one in claims] == mine[:2]
         assert {one.waiting_reason for one in claims} == {PendingReason.NEW}
         assert await seeds.state(other) == ("pending", "rate_limited")
@@ -55,7 +55,10 @@ def test_a_parked_delivery_says_when_it_may_go_on(database_url: str) -> None:
         assert (row["state"], row["reason"]) == ("pending", "breaker_open")
         assert timedelta(seconds=59) < row["due_at"] - row["updated_at"] <= timedelta(seconds=60)
         # The breaker may be reset before: what counts is that there is room.
-        assert len(await deliveries.claim_parked(seeds.driver, {seeds.subscription_id: 1}, margin_s=MARGIN_S)) == 1
+        assert (
+            len(await deliveries.claim_parked(seeds.driver, [ParkedRoom(seeds.subscription_id, 1)], margin_s=MARGIN_S))
+            == 1
+        )
 
     seeded(database_url, run)
 
@@ -68,9 +71,27 @@ def test_of_what_is_parked_first_attempts_come_before_retries_before_replays(dat
         await parked(seeds, replay, retry, first)
         order = []
         for _ in range(3):
-            [one] = await deliveries.claim_parked(seeds.driver, {seeds.subscription_id: 1}, margin_s=MARGIN_S)
+            [one] = await deliveries.claim_parked(
+                seeds.driver, [ParkedRoom(seeds.subscription_id, 1)], margin_s=MARGIN_S
+            )
             order.append(one.id)
         assert order == [first, retry, replay]
+
+    seeded(database_url, run)
+
+
+@pytest.mark.parametrize(("rank", "order"), [(0, [0, 1, 2]), (1, [1, 2, 0]), (2, [2, 1, 0])])
+def test_another_rank_may_come_first_of_what_is_parked(database_url: str, rank: int, order: list[int]) -> None:
+    async def run(seeds: Seeds) -> None:
+        new = await seeds.delivery(reason="new")
+        retries = [await seeds.delivery(reason="retry", attempt_count=1) for _ in range(2)]
+        replay = await seeds.delivery(reason="replay", series=1)
+        await parked(seeds, new, *retries, replay)
+        wanted = ParkedRoom(seeds.subscription_id, 3, rank)
+        claims = await deliveries.claim_parked(seeds.driver, [wanted], margin_s=MARGIN_S)
+        ranked = {new: 0, retries[0]: 1, retries[1]: 1, replay: 2}
+        inorder = [one for at in order for one in ranked if ranked[one] == at]
+        assert sorted(one.id for one in claims) == sorted(inorder[:3])
 
     seeded(database_url, run)
 
@@ -173,7 +194,7 @@ def test_each_queue_is_read_through_its_own_index_in_order(database_url: str, an
             await seeds.driver.execute("ANALYZE deliveries")
         plans = [
             await _plan(seeds, queues._DUE, 100, 50, 25, 0.5),
-            await _plan(seeds, queues._PARKED, [seeds.subscription_id], [100]),
+            await _plan(seeds, queues._PARKED, [seeds.subscription_id], [100], [0]),
         ]
         for plan, index in zip(plans, ("due_at", "case_id"), strict=True):
             assert "Seq Scan" not in plan, plan
@@ -191,7 +212,9 @@ def test_claims_of_what_is_parked_take_each_once(database_url: str) -> None:
 
         async def pull() -> list[UUID]:
             async with database.driver() as driver:
-                claims = await deliveries.claim_parked(driver, {seeds.subscription_id: 7}, margin_s=MARGIN_S)
+                claims = await deliveries.claim_parked(
+                    driver, [ParkedRoom(seeds.subscription_id, 7)], margin_s=MARGIN_S
+                )
             return [one.id for one in claims]
 
         taken: list[UUID] = []

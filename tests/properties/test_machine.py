@@ -30,7 +30,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from core import deliveries, replays, settling, subscriptions
 from core.database import Database
-from core.deliveries import Choice, Claimed, Finish, Park, Verdict
+from core.deliveries import Choice, Claimed, Finish, Park, ParkedRoom, Verdict
 from core.deliveries import Due as DueDelivery
 from core.egress import EgressPolicy
 from core.errors import Conflict
@@ -190,7 +190,7 @@ class Machine(RuleBasedStateMachine):
 
     def _claim_parked(self, subscription_id: UUID, limit: int) -> list[Claimed]:
         parked = self.model.parked(subscription_id)
-        claimed = self.do(deliveries.claim_parked(self.driver, {subscription_id: limit}, margin_s=MARGIN_S))
+        claimed = self.do(deliveries.claim_parked(self.driver, [ParkedRoom(subscription_id, limit)], margin_s=MARGIN_S))
         assert len(claimed) == min(limit, len(parked))
         return self._claimed(claimed, parked & {one.id for one in claimed})
 

@@ -13,6 +13,7 @@ from worker.gates import FIRST_WINDOW, Gate, Gates
 from worker.membership import Membership
 
 ONE = new_id()
+ORGANIZATION = new_id()
 
 
 class Scene:
@@ -32,13 +33,13 @@ class Scene:
         )
         self.gate = self.gates[ONE]
 
-    def _move(self, slots: int, slow: bool) -> bool:
+    def _move(self, gate: Gate, slow: bool) -> bool:
         if self.has_place:
-            self.moved.append((slots, slow))
+            self.moved.append((gate.slots, slow))
         return self.has_place
 
     def limit(self, **limits: float) -> None:
-        self.gates.configure(self.gate, self.gate.version + 1, Limits(**limits), BreakerSettings())  # type: ignore[arg-type]
+        self.gates.configure(self.gate, ORGANIZATION, self.gate.version + 1, Limits(**limits), BreakerSettings())  # type: ignore[arg-type]
 
     @property
     def room(self) -> int:
@@ -257,16 +258,14 @@ def test_what_passed_through_past_a_rate_is_handed_back_when_it_may_be_sent_agai
     assert sent == 1
 
 
-def test_those_that_never_answered_are_counted_by_themselves() -> None:
+def test_those_that_never_answered_are_known() -> None:
     scene = Scene()
-    assert scene.gates.unproven_slots == 0
+    assert scene.gates.unproven() == []
     started = scene.start(2)
-    assert scene.gates.unproven_slots == 2
+    assert scene.gates.unproven() == [scene.gate]
     scene.end(*started)
-    scene.gates.watch()
-    assert scene.gates.unproven_slots == 0
     scene.start(2)
-    assert scene.gates.unproven_slots == 0  # it has answered
+    assert scene.gates.unproven() == []  # it has answered
 
 
 def test_a_worker_without_a_share_keeps_no_hints() -> None:
@@ -290,8 +289,8 @@ def test_what_a_claim_waited_for_does_not_count_as_slowness() -> None:
 
 def test_an_older_version_does_not_replace_a_newer() -> None:
     scene = Scene()
-    scene.gates.configure(scene.gate, 3, Limits(7), BreakerSettings())
-    scene.gates.configure(scene.gate, 2, Limits(9), BreakerSettings())
+    scene.gates.configure(scene.gate, ORGANIZATION, 3, Limits(7), BreakerSettings())
+    scene.gates.configure(scene.gate, ORGANIZATION, 2, Limits(9), BreakerSettings())
     assert scene.gate.limits == Limits(7)
 
 

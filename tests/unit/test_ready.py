@@ -6,7 +6,7 @@ import pytest
 
 from core.hints import Hint
 from core.ids import new_id
-from worker.ready import Admission, Ready
+from worker.ready import MAX_CROWD, Admission, Ready
 
 
 def hints(organization_id: UUID, number: int, subscription_id: UUID | None = None) -> list[Hint]:
@@ -75,6 +75,18 @@ def test_what_had_better_wait_elsewhere_is_forgotten() -> None:
     )
     assert (taken, len(ready)) == ([quick[0].delivery_id], 0)
     assert ready.take(10, everything) == []
+
+
+def test_of_a_crowd_that_waits_only_so_many_are_kept() -> None:
+    one, other = new_id(), new_id()
+    crowd = [Hint(one, new_id(), new_id()) for _ in range(300)]
+    few = [Hint(other, new_id(), new_id()) for _ in range(5)]
+    ready = filled(crowd, few)
+    assert ready.take(10, lambda _, __: Admission.CROWD) == []
+    assert len(ready) == MAX_CROWD + len(few)
+    kept = ready.take(1000, everything)
+    assert set(kept) < {hint.delivery_id for hint in crowd + few}
+    assert {hint.delivery_id for hint in few} < set(kept)
 
 
 def test_one_that_is_not_wanted_does_not_hold_up_the_next() -> None:

@@ -52,6 +52,7 @@ def plan(
 ) -> Plan:
     return Plan(
         **{
+            "organization_id": UUID(int=1),
             "version": 1,
             "url": url,
             "target": EgressPolicy().check_url(url),
