@@ -18,6 +18,7 @@ from app.api import calls, replies, routes
 from app.services import Services
 from core import hints
 from core.acceptance import Acceptance
+from core.breakers import Breakers
 from core.database import Database
 from core.egress import EgressPolicy
 from core.errors import HookwrightError, MethodNotAllowed, NotFound
@@ -77,7 +78,7 @@ async def _services(settings: Settings) -> AsyncIterator[Services]:
     policy = EgressPolicy(allow=settings.egress_allow, deny=settings.egress_deny, allow_http=settings.egress_allow_http)
     acceptance.start()
     try:
-        yield Services(settings, database, redis, sender, acceptance, Rules(policy, sealer))
+        yield Services(settings, database, redis, sender, acceptance, Rules(policy, sealer), Breakers(redis))
     finally:
         await acceptance.close()
         await sender.close()

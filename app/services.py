@@ -23,11 +23,8 @@ class Services:
     hints: Hints
     acceptance: Acceptance
     rules: Rules
+    breakers: Breakers
 
     @property
     def sealer(self) -> Sealer:
         return self.rules.sealer
-
-    @property
-    def breakers(self) -> Breakers:
-        return Breakers(self.redis)

@@ -84,10 +84,3 @@ TRANSITIONS: Mapping[str, Transition] = {
     "discard": _transition("pending dead", "discarded"),
     "replay": _transition("pending delivered dead discarded", "pending"),
 }
-
-UNFINISHED = frozenset({State.PENDING, State.SENDING})
-
-
-def allows(operation: str, state: State) -> bool:
-    """Whether `operation` may be applied to a delivery in `state`. Raises KeyError on an unknown operation."""
-    return state in TRANSITIONS[operation].before

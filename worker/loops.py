@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 import structlog
 
 from core import idempotency, partitions, replays, settling, stats
+from core.breakers import UNREACHABLE, Breakers
 from core.database import Database, is_unreachable
 from worker.engine import Engine
 
@@ -73,3 +75,19 @@ async def keep_house(database: Database, retention_days: int) -> None:
     async with database.driver() as driver:
         await idempotency.drop_expired(driver)
         await stats.prune(driver, retention_days)
+
+
+async def forget_breakers(database: Database, breakers: Breakers) -> None:
+    """Removes the circuit breakers of subscriptions that are deleted: an outcome that was on its way may have brought
+    one back. Without Redis, the next time."""
+    with contextlib.suppress(*UNREACHABLE):
+        known = await breakers.all()
+        async with database.driver() as driver:
+            for row in await driver.fetch(_DELETED, list(known)):
+                await breakers.forget(row["id"])
+
+
+_DELETED = """
+SELECT given.id FROM unnest($1::uuid[]) AS given(id)
+WHERE NOT EXISTS (SELECT FROM subscriptions s WHERE s.id = given.id AND s.status <> 'deleted')
+"""

@@ -57,6 +57,7 @@ async def keep_house(ctx: dict[str, Any]) -> None:
     """The hourly cron job; arq lets one worker of all run it. Tried again in a minute when the database is away."""
     try:
         await loops.keep_house(ctx["database"], ctx["retention_days"])
+        await loops.forget_breakers(ctx["database"], ctx["breakers"])
     except Exception as error:
         if not is_unreachable(error):
             raise
@@ -110,7 +111,7 @@ async def working(settings: Settings) -> AsyncIterator[Engine]:
             (SYNC_S, "breakers", lambda: engine.sync_breakers(breakers)),
         )
     ]
-    ctx = {"engine": engine, "database": database, "retention_days": settings.retention_days}
+    ctx = {"engine": engine, "database": database, "breakers": breakers, "retention_days": settings.retention_days}
     jobs = Jobs(settings.redis_url, ctx)
     running = asyncio.create_task(jobs.run())
     try:

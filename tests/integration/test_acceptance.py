@@ -11,6 +11,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+import structlog
 
 from core import acceptance, api_keys, events, ids, partitions
 from core.acceptance import Acceptance, Answer, Request
@@ -182,13 +183,20 @@ def test_an_event_of_a_clock_that_is_ahead_is_accepted(database_url: str) -> Non
     through(database_url, test)
 
 
-def test_without_a_database_nothing_is_accepted(database_url: str) -> None:
+def test_without_a_database_nothing_is_accepted_and_the_log_says_why_once(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acceptance, "COMPLAIN_EVERY_S", 3600.0)
+
     async def test(door: Door) -> None:
         away = Database("postgresql+asyncpg://nobody@127.0.0.1:1/nothing")
         shut = Door(door.seeds, door.key_id, away)
         shut.acceptance.start()
-        outcomes = await asyncio.gather(*(shut.post(shut.event()) for _ in range(20)), return_exceptions=True)
+        with structlog.testing.capture_logs() as said:
+            outcomes = await asyncio.gather(*(shut.post(shut.event()) for _ in range(20)), return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} == {Unavailable}
+        [line] = [one for one in said if one["event"] == "events could not be stored"]
+        assert (line["requests"], "Connect" in line["error"]) == (1, True), line
         assert shut.hinted == []
         await shut.acceptance.close()
         await away.close()

@@ -1,15 +1,22 @@
-"""How Redis is reached."""
+"""How Redis is reached, and in which order workers are told of what is new."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from uuid import UUID
 
+import orjson
 import pytest
+from arq.connections import ArqRedis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from core import hints
+from core.hints import Hint, Hints
+from core.ids import new_id
 from tests.integration.test_transport import Certificates
+from tests.platform import eventually
 
 
 async def answer_pong(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -43,3 +50,79 @@ def test_over_tls_the_certificate_must_be_for_the_host(tmp_path: Path, monkeypat
 def test_what_is_percent_encoded_in_the_url_is_decoded() -> None:
     options = hints.connect("redis://a%40b:p%2Fw%25@cache.example.com/3").connection_pool.connection_kwargs
     assert (options["username"], options["password"], options["db"]) == ("a@b", "p/w%", 3)
+
+
+def hinting(redis_url: str, test: Callable[[Hints, ArqRedis], Awaitable[None]]) -> None:
+    async def run() -> None:
+        reader = hints.connect(redis_url)
+        sender = Hints(hints.connect(redis_url))
+        try:
+            await test(sender, reader)
+        finally:
+            await sender.close()
+            await reader.aclose(close_connection_pool=True)
+
+    asyncio.run(run())
+
+
+async def queued(redis: ArqRedis, jobs: int) -> list[list[Hint]]:
+    """What is in the queue, in the order in which workers take it, once there are so many jobs."""
+
+    async def there() -> bool:
+        return bool(await redis.zcard(hints.QUEUE) == jobs)
+
+    await eventually(there, 5, f"{jobs} jobs")
+    names = await redis.zrange(hints.QUEUE, 0, -1)
+    return [hints.unpack(orjson.loads(await redis.get(b"arq:job:" + name))["a"][0]) for name in names]
+
+
+def some(organization_id: UUID, number: int) -> list[Hint]:
+    subscription_id = new_id()
+    return [Hint(organization_id, subscription_id, new_id()) for _ in range(number)]
+
+
+def test_the_first_goes_at_once_and_what_comes_meanwhile_in_one_job(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hints, "PACE_S", 1.0)
+
+    async def test(sender: Hints, redis: ArqRedis) -> None:
+        each = some(new_id(), 31)
+        sender.send(each[:1])
+        assert await queued(redis, 1) == [each[:1]]
+        for one in each[1:]:
+            sender.send([one])
+        assert await queued(redis, 2) == [each[:1], each[1:]]
+
+    hinting(redis_url, test)
+
+
+def test_what_an_organization_creates_beyond_its_share_stands_behind_others(redis_url: str) -> None:
+    async def test(sender: Hints, redis: ArqRedis) -> None:
+        flood, other = some(new_id(), hints.MAX_PROMPT + 250), some(new_id(), 1)
+        sender.send(flood)
+        sender.send(other)
+        jobs = await queued(redis, -(-(hints.MAX_PROMPT + 1) // hints.MAX_IDS) + 3)
+        in_order = [one for job in jobs for one in job]
+        assert in_order == [*flood[: hints.MAX_PROMPT], *other, *flood[hints.MAX_PROMPT :]]
+        later = some(new_id(), 1)
+        sender.send(later)
+        jobs = await queued(redis, len(jobs) + 1)
+        assert jobs.index(later) < jobs.index(flood[-50:]), "what is new now stands before what is left of the flood"
+
+    hinting(redis_url, test)
+
+
+def test_a_share_is_for_a_second(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(sender: Hints, _: ArqRedis) -> None:
+        now = [100.2]
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now[0])
+        organization_id = new_id()
+        sender.send(some(organization_id, hints.MAX_PROMPT + 1))
+        assert (len(sender._prompt), len(sender._bulk)) == (hints.MAX_PROMPT, 1)
+        now[0] = 101.0
+        sender.send(some(organization_id, 1))
+        assert (len(sender._prompt), len(sender._bulk)) == (hints.MAX_PROMPT + 1, 1)
+        monkeypatch.undo()
+
+    hinting(redis_url, test)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -14,6 +14,7 @@ from core.hints import Hints
 from tests.platform import Platform, environment, eventually, platform
 from tests.receiver import Receiver
 from tests.seeds import Seeds, seeded
+from worker import loops
 from worker import main as worker
 
 NEVER_S = "60"  # a sweep interval that does not come
@@ -376,6 +377,21 @@ def test_a_worker_makes_and_drops_partitions_by_itself(database_url: str, redis_
             await eventually(done, 10)
 
     seeded(database_url, prepare)
+    asyncio.run(run())
+
+
+def test_breakers_of_deleted_subscriptions_are_removed_and_no_others(database_url: str, redis_url: str) -> None:
+    async def run() -> None:
+        async with platform(database_url, redis_url, with_worker=False) as p:
+            kept, deleted = [await p.subscribe("http://127.0.0.1:9/") for _ in range(2)]
+            await p.call("DELETE", f"/v1/webhooks/subscriptions/{deleted['subscription_id']}", expect=204)
+            store = p.services.breakers
+            ours = [ids.parse(ids.SUBSCRIPTION, one["subscription_id"]) for one in (kept, deleted)]
+            for one in (*ours, uuid4()):
+                await store.reset(one, 1)
+            await loops.forget_breakers(p.database, store)
+            assert [*await store.all()] == ours[:1]
+
     asyncio.run(run())
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-
 from core import states
-from core.states import TRANSITIONS, UNFINISHED, DeadReason, DiscardReason, PendingReason, State
+from core.states import TRANSITIONS, DeadReason, DiscardReason, PendingReason, State
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "states.md").read_text("utf-8")
 REASONS = {State.PENDING: PendingReason, State.DEAD: DeadReason, State.DISCARDED: DiscardReason}
@@ -60,18 +58,3 @@ def test_every_state_can_be_reached_and_left() -> None:
 def test_no_reason_belongs_to_two_states() -> None:
     everything = [reason for kinds in REASONS.values() for reason in kinds]
     assert len(everything) == len(set(everything))
-
-
-def test_what_is_unfinished_is_what_workers_still_have_to_do() -> None:
-    assert {State.PENDING, State.SENDING} == UNFINISHED
-
-
-@pytest.mark.parametrize("operation", TRANSITIONS)
-@pytest.mark.parametrize("state", State)
-def test_allows_agrees_with_the_table(operation: str, state: State) -> None:
-    assert states.allows(operation, state) is (state in TRANSITIONS[operation].before)
-
-
-def test_an_unknown_operation_is_an_error() -> None:
-    with pytest.raises(KeyError):
-        states.allows("undo", State.DEAD)
