@@ -55,9 +55,7 @@ class Settings(BaseSettings):
     batch_max_bytes: int = Field(8_388_608, ge=1024, le=134_217_728, description="Largest body of a batch of events")
 
     database_pool_size: int = Field(8, ge=2, le=200, description="Connections to PostgreSQL a process")
-    worker_max_in_flight: int = Field(
-        512, ge=1, le=20_000, description="Slots of a worker for requests to quick endpoints"
-    )
+    worker_max_in_flight: int = Field(512, ge=1, le=20_000, description="Slots of a worker for quick endpoints")
     lease_margin_s: float = Field(
         10.0, ge=2, le=300, description="Seconds a lease lasts beyond the subscription's timeout"
     )
