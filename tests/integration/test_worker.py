@@ -383,7 +383,7 @@ def test_a_worker_makes_and_drops_partitions_by_itself(database_url: str, redis_
 def test_breakers_of_deleted_subscriptions_are_removed_and_no_others(database_url: str, redis_url: str) -> None:
     async def run() -> None:
         async with platform(database_url, redis_url, with_worker=False) as p:
-            kept, deleted = [await p.subscribe("http://127.0.0.1:9/") for _ in range(2)]
+            kept, deleted = [await p.subscribe("http://127.0.0.1:8099/") for _ in range(2)]
             await p.call("DELETE", f"/v1/webhooks/subscriptions/{deleted['subscription_id']}", expect=204)
             store = p.services.breakers
             ours = [ids.parse(ids.SUBSCRIPTION, one["subscription_id"]) for one in (kept, deleted)]
