@@ -384,7 +384,7 @@ def test_breakers_of_deleted_subscriptions_are_removed_and_no_others(database_ur
     async def run() -> None:
         async with platform(database_url, redis_url, with_worker=False) as p:
             kept, deleted = [await p.subscribe("http://127.0.0.1:8099/") for _ in range(2)]
-            await p.call("DELETE", f"/v1/webhooks/subscriptions/{deleted['subscription_id']}", expect=204)
+            await p.call("DELETE", f"/v1/webhooks/subscriptions/{deleted['subscription_id']}")
             store = p.services.breakers
             ours = [ids.parse(ids.SUBSCRIPTION, one["subscription_id"]) for one in (kept, deleted)]
             for one in (*ours, uuid4()):
