@@ -37,7 +37,13 @@ async def outage(platform: Platform, receiver: Receiver, count: int, folder: Pat
         await platform.call(
             "POST",
             "/v1/webhooks/subscriptions",
-            {"url": url, "events": ["bench.outage"], "circuit_breaker": {"timeout_ms": 5_000}},
+            {
+                "url": url,
+                "events": ["bench.outage"],
+                # Or the few that were tried before the breakers opened would decide when all are delivered.
+                "retry_policy": {"backoff_strategy": "fixed", "base_delay_ms": 2_000, "max_attempts": 50},
+                "circuit_breaker": {"timeout_ms": 5_000},
+            },
         )
     print(f"\nan outage: {count:,} deliveries for {ENDPOINTS} endpoints that refuse connections")
     await _live(platform, receiver, folder, "before")
