@@ -23,4 +23,5 @@ docs/performance.md says what each figure means. The parts, each a file:
 | `scale_cases` | which those are |
 | `costs` | what deliveries cost PostgreSQL; claims from a backlog; very wide events |
 | `backlog` | an outage with a million deliveries waiting, and an organization that floods |
+| `several` | several web processes on one database |
 """

@@ -6,6 +6,7 @@
 --writes N    what N deliveries cost PostgreSQL, by their three writes; `--without` compares without some indexes
 --wide N      an event that N subscriptions want, and what another organization's events wait meanwhile
 --outage N    N deliveries for endpoints that refuse, which then come back, and what new events of others wait meanwhile
+--webs N      1, 2, 4 … up to N web processes on one database
 --flood N     one organization posts N events as fast as it can; how long another's single events take
 """
 
@@ -17,7 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import backlog, costs, history, scale_lists
+from bench import backlog, costs, history, scale_lists, several
 from bench.children import Receiver
 from bench.platform import Platform
 from bench.running import finish, say
@@ -31,9 +32,11 @@ async def run(options: argparse.Namespace) -> int:
             await costs.writes(platform, options.writes, options.rounds, options.without)
         if options.wide:
             fine &= await costs.wide(platform, options.wide)
-        if options.outage or options.flood:
+        if options.outage or options.flood or options.webs:
             with tempfile.TemporaryDirectory(prefix="hookwright-bench-") as folder:
                 async with Receiver() as receiver:
+                    if options.webs:
+                        fine &= await several.webs(platform, receiver, options.webs, Path(folder))
                     if options.flood:
                         fine &= await backlog.flood(platform, receiver, options.flood, Path(folder))
                     if options.outage:
@@ -60,10 +63,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--wide", type=int, default=0, help="subscriptions that an event goes to")
     parser.add_argument("--outage", type=int, default=0, help="deliveries for endpoints that are down for a while")
     parser.add_argument("--flood", type=int, default=0, help="events that one organization posts at once")
+    parser.add_argument("--webs", type=int, default=0, help="web processes at most")
     parser.add_argument("--dir", type=Path, help="where the data is put (default: the system's temporary folder)")
     options = parser.parse_args(argv)
-    if not any((options.rows, options.writes, options.wide, options.pending, options.outage, options.flood)):
-        parser.error("choose what to measure: --rows, --pending, --writes, --wide, --outage or --flood")
+    parts = ("rows", "pending", "writes", "wide", "outage", "flood", "webs")
+    if not any(getattr(options, part) for part in parts):
+        parser.error(f"choose what to measure: {', '.join(f'--{part}' for part in parts)}")
     if options.pending and not options.rows:
         parser.error("--pending adds to a history: give --rows too")
     return options
