@@ -98,7 +98,14 @@ def _spoils(error: BaseException) -> bool:
 class Database:
     """One process's pool of connections."""
 
-    def __init__(self, url: str, *, pool_size: int = 8, name: str = "hookwright") -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        pool_size: int = 8,
+        name: str = "hookwright",
+        command_timeout_s: float | None = COMMAND_TIMEOUT_S,
+    ) -> None:
         self.engine: AsyncEngine = create_async_engine(
             url,
             pool_size=pool_size,
@@ -109,7 +116,7 @@ class Database:
             json_deserializer=json.loads,  # PostgreSQL's numbers may exceed 64 bits
             connect_args={
                 "timeout": CONNECT_TIMEOUT_S,
-                "command_timeout": COMMAND_TIMEOUT_S,
+                "command_timeout": command_timeout_s,
                 "server_settings": {
                     "application_name": name,
                     "jit": "off",  # compiling costs more than any of these statements

@@ -31,8 +31,9 @@ def config() -> Config:
 async def migrate(database: Database) -> None:
     """Applies every migration that is missing, one process at a time, then makes partitions ahead.
 
-    A schema that a newer release has left is not touched: migrations only add, so that two releases can work side by
-    side, and whoever goes back a release needs it to start.
+    A schema that a newer release has left is not touched: migrations add, or say what they take away, so that two
+    releases can work side by side, and whoever goes back a release needs it to start. They may take long on large
+    tables: `database` should have no `command_timeout_s`.
     """
     async with database.engine.begin() as connection:
         await connection.run_sync(_upgrade)

@@ -75,10 +75,10 @@ class Engine:
         self._transport = transport
         self._plans = plans
         self._margin_s = margin_s
-        self._lanes = Lanes(max_in_flight)
+        self._clock = asyncio.get_running_loop().time
+        self._lanes = Lanes(max_in_flight, self._clock)
         self.membership = membership or Membership()
         self.circuits = Circuits()
-        self._clock = asyncio.get_running_loop().time
         self._gates = Gates(
             clock=self._clock, share=self.membership.share, circuit=self.circuits.state, move=self._move
         )
@@ -86,6 +86,7 @@ class Engine:
         self._claiming: set[asyncio.Task[int]] = set()
         self._first, self._replays = Ready(), Ready()
         self._sweep_wanted = False
+        self._left_behind = False  # something due found no slot, and was not parked
         self._parked = Parked()
         self._find_parked_after = UUID(int=0)  # the subscription up to which they were looked for
         self._something = asyncio.Event()
@@ -186,6 +187,7 @@ class Engine:
 
     def _reserve(self, gate: Gate, delivery_id: UUID) -> bool:
         """Takes a slot and room at the gate, if there is."""
+        self._lanes.wants(gate)
         lane = self._lanes.of(gate)
         if self._is_crowded_out(gate) or lane.room(gate) <= 0:
             return False
@@ -198,10 +200,10 @@ class Engine:
         return gate.is_unproven and self._lanes.unproven.room(gate) <= 0
 
     def _take_slot(self, gate: Gate, delivery_id: UUID) -> None:
+        self._gates.start(gate, delivery_id)
         self._lanes.of(gate).take(gate)
         if gate.is_unproven:
             self._lanes.unproven.take(gate)
-        self._gates.start(gate, delivery_id)
 
     def _release(self, gate: Gate) -> None:
         self._gates.release(gate)
@@ -222,11 +224,15 @@ class Engine:
                 self._gates.configure(self._gates[one], plan.organization_id, plan.version, plan.limits, plan.breaker)
 
     async def _look_around(self) -> None:
-        """A few times a second: who is slow by now, who may be sent more of what is parked?"""
+        """A few times a second: who is slow by now, who may be sent more of what is parked, is there room for what was
+        left behind?"""
         while True:
             await asyncio.sleep(PARKED_LOOK_S)
             self._gates.watch()
-            self._lanes.unproven.recount(self._gates.unproven())
+            self._lanes.recount(self._gates.holding())
+            if self._left_behind:
+                self._left_behind = False
+                self.sweep()
             if self._parked:
                 self._something.set()
 
@@ -266,6 +272,7 @@ class Engine:
                 reserved[delivery_id] = gate
                 return Admission.YES
             if self._gates.is_held_up(gate):
+                self._left_behind = True
                 return Admission.FORGET
             return Admission.CROWD if self._is_crowded_out(gate) else Admission.WAIT
 
@@ -290,7 +297,11 @@ class Engine:
 
         async def choose(due: Sequence[Due]) -> list[Choice | Park]:
             await self._learn({one.subscription_id for one in due})
-            choices: dict[UUID, Choice | Park] = {one.id: self._choose(one, reserved) for one in _mixed(due)}
+            found = Counter(one.rank for one in due)
+            hides = [found[rank] >= share for rank, share in enumerate(deliveries.shares_of(MAX_LOOK))]
+            choices: dict[UUID, Choice | Park] = {
+                one.id: self._choose(one, reserved, hides=hides[one.rank]) for one in _mixed(due)
+            }
             return [choices[one.id] for one in due]
 
         async def claim() -> list[Claimed]:
@@ -309,7 +320,8 @@ class Engine:
             self._sweep_wanted = True
         return bool(more)
 
-    def _choose(self, due: Due, reserved: dict[UUID, Gate]) -> Choice | Park:
+    def _choose(self, due: Due, reserved: dict[UUID, Gate], *, hides: bool) -> Choice | Park:
+        """`hides`: behind this one there may be others, which no sweep sees as long as it is left where it is."""
         gate = self._gates[due.subscription_id]
         if len(reserved) < MAX_CLAIM and self._reserve(gate, due.id):
             reserved[due.id] = gate
@@ -317,8 +329,9 @@ class Engine:
         if due.id in gate.started:
             return Choice.LEAVE
         is_full = len(reserved) >= MAX_CLAIM or self._lanes.quick.free <= 0
-        if is_full and not gate.slow and self._gates.room(gate) > 0:
-            return Choice.LEAVE  # it waits for a slot of this worker, as all others do
+        if (is_full or not hides) and not gate.slow and self._gates.room(gate) > 0:
+            self._left_behind = True
+            return Choice.LEAVE  # it waits for a slot of this worker
         if gate.circuit is BreakerState.CLOSED:
             return Park(PendingReason.RATE_LIMITED, 0.0)
         return Park(PendingReason.BREAKER_OPEN, self.circuits.opens_in_s(gate.id, gate.breaker))
@@ -348,17 +361,20 @@ class Engine:
         """How much of what is parked may be claimed now, and for whom."""
         wanted: list[tuple[UUID, ParkedRoom]] = []
         given: Counter[Lane | tuple[Lane, UUID]] = Counter()
-        had_turn = []
+        blocked: list[tuple[UUID, UUID]] = []
+        had_turn: list[tuple[UUID, UUID]] = []
         left = MAX_CLAIM
         for organization_id, one in islice(self._parked.turns(), MAX_PARKED_LOOK):
             gate = self._gates[one]
+            self._lanes.wants(gate)
             lanes = [self._lanes.of(gate), *([self._lanes.unproven] if gate.is_unproven else [])]
             room = self._gates.room(gate)
             size = min(room, left)
             for lane in lanes:
                 size = min(size, lane.free - given[lane], lane.room(gate) - given[lane, organization_id])
-            if size > 0 or not room:  # who waits for a slot of the lane keeps its turn
-                had_turn.append((organization_id, one))
+            # All go to the end, or more than are looked at could stand before everybody; who waits for a slot of its
+            # lane stands before who had its turn.
+            (had_turn if size > 0 or not room else blocked).append((organization_id, one))
             if size <= 0:
                 continue
             gate.turns += 1
@@ -369,7 +385,7 @@ class Engine:
                 given[lane, organization_id] += size
             if not left:
                 break
-        for organization_id, one in had_turn:
+        for organization_id, one in blocked + had_turn:
             self._parked.to_end(organization_id, one)
         return wanted
 

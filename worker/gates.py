@@ -234,9 +234,9 @@ class Gates:
         if not gate.slots:
             self._holding.discard(gate)
 
-    def unproven(self) -> list[Gate]:
-        """Those that hold quick slots and have not answered yet."""
-        return [gate for gate in self._holding if gate.is_unproven]
+    def holding(self) -> list[Gate]:
+        """Those that hold slots."""
+        return list(self._holding)
 
     def watch(self) -> None:
         """Puts those into the slow lane whose answers are out for long; to be called a few times a second."""

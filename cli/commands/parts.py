@@ -85,7 +85,8 @@ def migrate(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     from core.database import Database
 
     async def run() -> None:
-        database = Database(settings.database_url, pool_size=2, name="hookwright-migrate")
+        # To build an index takes as long as it takes.
+        database = Database(settings.database_url, pool_size=2, name="hookwright-migrate", command_timeout_s=None)
         try:
             await target.reach(database, settings)
             before, _ = await schema.state(database)

@@ -28,6 +28,7 @@ from core.deliveries.queues import (
     claim_due,
     claim_parked,
     parked_subscriptions,
+    shares_of,
     sweep,
 )
 from core.deliveries.requests import create_missing, discard, refusal, replay
@@ -57,6 +58,7 @@ __all__ = [
     "refusal",
     "release_held",
     "replay",
+    "shares_of",
     "sweep",
     "verdict_without_sending",
 ]

@@ -61,7 +61,7 @@ async def sweep(driver: Any, look: int, choose: Chooser, *, margin_s: float, gra
     One worker sweeps at a time, so that two do not park or look at the same deliveries; what another process is
     claiming at this moment is passed over.
     """
-    shares = (look, max(1, look // 2), max(1, look // 4))
+    shares = shares_of(look)
     async with driver.transaction():
         await driver.execute(_IN_ORDER)
         if not await driver.fetchval(_TRY_LOCK):
@@ -76,6 +76,11 @@ async def sweep(driver: Any, look: int, choose: Chooser, *, margin_s: float, gra
         full = any(found[rank] >= share for rank, share in enumerate(shares))
         more = bool(claims or parked) and (full or len(claims) + len(parked) < len(due))
         return Swept(claims, [one for one, _ in parked], more)
+
+
+def shares_of(look: int) -> tuple[int, int, int]:
+    """How many of each rank a sweep looks at."""
+    return look, max(1, look // 2), max(1, look // 4)
 
 
 async def claim_due(driver: Any, limit: int, *, margin_s: float) -> list[Claimed]:
@@ -141,17 +146,31 @@ async def claim_parked(driver: Any, room: Sequence[ParkedRoom], *, margin_s: flo
     then, or it would wait for ever."""
     async with driver.transaction():
         await driver.execute(_IN_ORDER)
-        found = await driver.fetch(_PARKED, *(list(column) for column in zip(*room, strict=True)))
+        found = []
+        for statement, wanted in (
+            (_PARKED, [(one, size) for one, size, rank in room if rank == 0]),
+            (_PARKED_RANKED, [one for one in room if one.first_rank]),
+        ):
+            if wanted:
+                found += await driver.fetch(statement, *(list(column) for column in zip(*wanted, strict=True)))
         return await claim(driver, [row["id"] for row in found], margin_s=margin_s, parked=True)
 
 
 PARKED_RANK = "CASE WHEN attempt_count > 0 THEN 1 WHEN series > 0 THEN 2 ELSE 0 END"
 _PARKED = f"""
+SELECT parked.id FROM unnest($1::uuid[], $2::int[]) AS wanted(subscription_id, size)
+CROSS JOIN LATERAL (
+    SELECT d.id FROM deliveries d WHERE {PARKED} AND d.subscription_id = wanted.subscription_id
+    ORDER BY {PARKED_RANK}, d.id LIMIT wanted.size
+    FOR UPDATE SKIP LOCKED
+) parked
+"""
+_PARKED_RANKED = f"""
 SELECT parked.id FROM unnest($1::uuid[], $2::int[], $3::int[]) AS wanted(subscription_id, size, first_rank)
 CROSS JOIN LATERAL (
     SELECT of_rank.id
     FROM unnest(
-        CASE first_rank WHEN 1 THEN '{{1,2,0}}' WHEN 2 THEN '{{2,1,0}}' ELSE '{{0,1,2}}' END::int[]
+        CASE first_rank WHEN 1 THEN '{{1,2,0}}' ELSE '{{2,1,0}}' END::int[]
     ) AS turn(rank)
     CROSS JOIN LATERAL (
         SELECT d.id FROM deliveries d

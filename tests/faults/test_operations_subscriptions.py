@@ -23,8 +23,8 @@ from worker import gates
 
 Play = Callable[[Scenario], None]
 
-SLOTS = 4
-IN_FLIGHT = 3  # what the worker has of them for one organization
+
+IN_FLIGHT = 4  # what the worker has slots for
 WAITING = 8  # what has to wait behind them
 # What one worker has claimed it sends, however soon after that the subscription changes.
 CLAIMED_WITHIN_S = 1.0
@@ -88,7 +88,7 @@ async def _has_room(it: Platform) -> bool:
 
 def holding(database_url: str, redis_url: str, scenario: Callable[[Held], Awaitable[None]]) -> None:
     async def run(receiver: Receiver) -> None:
-        async with platform(database_url, redis_url, WORKER_MAX_IN_FLIGHT=str(SLOTS)) as it:
+        async with platform(database_url, redis_url, WORKER_MAX_IN_FLIGHT=str(IN_FLIGHT)) as it:
             subscription = await it.subscribe(receiver.url("/hold"), timeout_ms=15_000, retry_policy=POLICY)
             held = Held(it, receiver, subscription)
             for _ in range(IN_FLIGHT + WAITING):

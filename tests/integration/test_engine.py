@@ -54,6 +54,26 @@ def test_what_has_no_hint_takes_turns_with_what_has(database_url: str, redis_url
         asyncio.run(run(receiver))
 
 
+def test_what_finds_no_slot_does_not_wait_for_the_next_sweep(database_url: str, redis_url: str) -> None:
+    """One slot, no hints, and a sweep each 4 s: 20 deliveries would take more than a minute."""
+
+    async def run(receiver: Receiver) -> None:
+        receiver.set("/ok", 200)
+        async with platform(
+            database_url, redis_url, with_worker=False, WORKER_MAX_IN_FLIGHT="1", SWEEP_INTERVAL_S="4"
+        ) as p:
+            await p.subscribe(receiver.url("/ok"))
+            p.services.acceptance._hint = lambda _: None
+            for _ in range(20):
+                await p.send()
+            chosen = environment(database_url, redis_url, WORKER_MAX_IN_FLIGHT="1", SWEEP_INTERVAL_S="4")
+            async with worker.working(settings.load(chosen)):
+                await p.settled(20, "delivered", within_s=30)
+
+    with Receiver() as receiver:
+        asyncio.run(run(receiver))
+
+
 def test_a_replay_that_others_hold_keeps_no_other_outcome_waiting(database_url: str, redis_url: str) -> None:
     async def run(receiver: Receiver) -> None:
         async with platform(database_url, redis_url, LEASE_MARGIN_S="2") as p:

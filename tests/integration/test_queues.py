@@ -194,9 +194,10 @@ def test_each_queue_is_read_through_its_own_index_in_order(database_url: str, an
             await seeds.driver.execute("ANALYZE deliveries")
         plans = [
             await _plan(seeds, queues._DUE, 100, 50, 25, 0.5),
-            await _plan(seeds, queues._PARKED, [seeds.subscription_id], [100], [0]),
+            await _plan(seeds, queues._PARKED, [seeds.subscription_id], [100]),
+            await _plan(seeds, queues._PARKED_RANKED, [seeds.subscription_id], [100], [1]),
         ]
-        for plan, index in zip(plans, ("due_at", "case_id"), strict=True):
+        for plan, index in zip(plans, ("due_at", "case_id", "case_id"), strict=True):
             assert "Seq Scan" not in plan, plan
             assert "Sort  " not in plan, plan
             assert f"{index}_idx" in plan, plan

@@ -258,14 +258,13 @@ def test_what_passed_through_past_a_rate_is_handed_back_when_it_may_be_sent_agai
     assert sent == 1
 
 
-def test_those_that_never_answered_are_known() -> None:
+def test_who_holds_slots_is_known_and_whether_it_has_answered() -> None:
     scene = Scene()
-    assert scene.gates.unproven() == []
+    assert scene.gates.holding() == []
     started = scene.start(2)
-    assert scene.gates.unproven() == [scene.gate]
+    assert (scene.gates.holding(), scene.gate.is_unproven) == ([scene.gate], True)
     scene.end(*started)
-    scene.start(2)
-    assert scene.gates.unproven() == []  # it has answered
+    assert (scene.gates.holding(), scene.gate.is_unproven) == ([], False)
 
 
 def test_a_worker_without_a_share_keeps_no_hints() -> None:

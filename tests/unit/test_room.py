@@ -1,0 +1,108 @@
+"""Which of what is parked an engine claims next, without a database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+from core.breaker import BreakerSettings
+from core.ids import new_id
+from core.limits import Limits
+from worker.engine import FIRST_RANKS, MAX_CLAIM, MAX_PARKED_LOOK, Engine
+from worker.gates import Gate
+
+
+def with_engine(test: Callable[[Engine], None], max_in_flight: int = 8) -> None:
+    async def run() -> None:
+        nothing: Any = None
+        test(Engine(nothing, nothing, nothing, max_in_flight=max_in_flight, margin_s=2.0))
+
+    asyncio.run(run())
+
+
+def parked(engine: Engine, organization_id: UUID | None = None, *, slow: bool = False, window: int = 2) -> Gate:
+    """A subscription of its own organization, if none is given, that has answered."""
+    organization_id = organization_id or new_id()
+    gate = engine._gates[new_id()]
+    engine._gates.configure(gate, organization_id, 1, Limits(), BreakerSettings())
+    gate.slow, gate.proven, gate.window = slow, True, window
+    engine._parked.add(organization_id, gate.id)
+    return gate
+
+
+def claimed_for(engine: Engine) -> dict[UUID, int]:
+    return {want.subscription_id: want.size for _, want in engine._room_for_parked()}
+
+
+def test_who_waits_for_a_full_lane_hides_nobody_of_the_other() -> None:
+    def test(engine: Engine) -> None:
+        engine._lanes.slow.take(Gate(new_id()), engine._lanes.slow.size)
+        for _ in range(MAX_PARKED_LOOK + 100):
+            parked(engine, slow=True)
+        quick = parked(engine)
+        looks = [claimed_for(engine) for _ in range(2)]
+        assert quick.id in looks[0] | looks[1]
+
+    with_engine(test)
+
+
+def test_two_that_want_the_last_slot_take_turns() -> None:
+    def test(engine: Engine) -> None:
+        organization_id = new_id()
+        both = {parked(engine, organization_id).id for _ in range(2)}
+        engine._lanes.quick.take(Gate(new_id()), engine._lanes.quick.size - 1)
+        turns = []
+        for _ in range(6):
+            [one] = claimed_for(engine)
+            turns.append(one)
+            fruitless = engine._lanes.quick
+            fruitless.take(Gate(new_id()))
+            assert claimed_for(engine) == {}
+            fruitless.take(Gate(new_id()), -1)
+        assert set(turns[0::2]) | set(turns[1::2]) == both
+        assert len(set(turns[0::2])) == len(set(turns[1::2])) == 1
+
+    with_engine(test)
+
+
+def test_an_organization_is_given_its_part_of_the_slots_and_no_more() -> None:
+    def test(engine: Engine) -> None:
+        organization_id = new_id()
+        other = parked(engine, window=100)
+        for _ in range(5):
+            parked(engine, organization_id, window=100)
+        engine._room_for_parked()  # both are known now
+        given = claimed_for(engine)
+        assert sum(given.values()) <= engine._lanes.quick.size
+        assert sum(size for one, size in given.items() if one != other.id) <= engine._lanes.quick.most == 6
+
+    with_engine(test)
+
+
+def test_endpoints_that_never_answered_are_given_half_of_the_slots() -> None:
+    def test(engine: Engine) -> None:
+        for _ in range(20):
+            parked(engine).proven = False
+        assert sum(claimed_for(engine).values()) == engine._lanes.unproven.size == 4
+
+    with_engine(test)
+
+
+def test_each_rank_is_first_now_and_then() -> None:
+    def test(engine: Engine) -> None:
+        parked(engine)
+        ranks = [engine._room_for_parked()[0][1].first_rank for _ in range(2 * len(FIRST_RANKS))]
+        assert {rank: ranks.count(rank) for rank in range(3)} == {0: 12, 1: 2, 2: 2}
+
+    with_engine(test)
+
+
+def test_a_claim_takes_no_more_than_it_may() -> None:
+    def test(engine: Engine) -> None:
+        for _ in range(10):
+            parked(engine, window=200)
+        assert sum(claimed_for(engine).values()) == MAX_CLAIM
+
+    with_engine(test, max_in_flight=2_000)
