@@ -228,8 +228,11 @@ class Engine:
         left behind?"""
         while True:
             await asyncio.sleep(PARKED_LOOK_S)
-            self._gates.watch()
-            self._lanes.recount(self._gates.holding())
+            try:
+                self._gates.watch()
+                self._lanes.recount(self._gates.holding())
+            except Exception:
+                log.exception("endpoints could not be looked at; they will be again")
             if self._left_behind:
                 self._left_behind = False
                 self.sweep()

@@ -1,4 +1,4 @@
-"""Which of what is parked an engine claims next, without a database."""
+"""Where an engine has room, without a database: which of what is parked it claims next."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
+
+import pytest
 
 from core.breaker import BreakerSettings
 from core.ids import new_id
@@ -106,3 +108,24 @@ def test_a_claim_takes_no_more_than_it_may() -> None:
         assert sum(claimed_for(engine).values()) == MAX_CLAIM
 
     with_engine(test, max_in_flight=2_000)
+
+
+def test_a_fault_in_looking_around_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        nothing: Any = None
+        engine = Engine(nothing, nothing, nothing, max_in_flight=8, margin_s=2.0)
+        looked = asyncio.Queue[int]()
+
+        def watch() -> None:
+            looked.put_nowait(1)
+            if looked.qsize() == 1:
+                raise ValueError("a fault of ours")
+
+        monkeypatch.setattr(engine._gates, "watch", watch)
+        looking = asyncio.create_task(engine._look_around())
+        async with asyncio.timeout(10):
+            while looked.qsize() < 2:  # noqa: ASYNC110 - it is the loop that is waited for
+                await asyncio.sleep(0.01)
+        looking.cancel()
+
+    asyncio.run(run())
