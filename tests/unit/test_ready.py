@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from uuid import UUID
 
 import pytest
@@ -54,14 +55,16 @@ def test_each_subscription_keeps_its_order_and_all_come_out() -> None:
     assert not ready._sizes
 
 
+def admitting(refused: UUID, how: Admission) -> Callable[[UUID, UUID], Admission]:
+    """Everything but a subscription's."""
+    return lambda subscription_id, _: how if subscription_id == refused else Admission.YES
+
+
 def test_who_has_no_room_keeps_only_its_own_waiting() -> None:
     organization_id = new_id()
     stuck, free = hints(organization_id, 3), hints(organization_id, 3)
     ready = filled(stuck, free)
-    taken = ready.take(
-        10, lambda subscription_id, _: Admission.WAIT if subscription_id == stuck[0][1] else Admission.YES
-    )
-    assert taken == [one.delivery_id for one in free]
+    assert ready.take(10, admitting(stuck[0].subscription_id, Admission.WAIT)) == [one.delivery_id for one in free]
     assert len(ready) == 3
     assert ready.take(10, everything) == [one.delivery_id for one in stuck]
 
@@ -70,10 +73,8 @@ def test_what_had_better_wait_elsewhere_is_forgotten() -> None:
     organization_id = new_id()
     slow, quick = hints(organization_id, 3), hints(organization_id, 1)
     ready = filled(slow, quick)
-    taken = ready.take(
-        10, lambda subscription_id, _: Admission.FORGET if subscription_id == slow[0][1] else Admission.YES
-    )
-    assert (taken, len(ready)) == ([quick[0].delivery_id], 0)
+    assert ready.take(10, admitting(slow[0].subscription_id, Admission.FORGET)) == [quick[0].delivery_id]
+    assert len(ready) == 0
     assert ready.take(10, everything) == []
 
 
