@@ -364,22 +364,25 @@ class Engine:
         """How much of what is parked may be claimed now, and for whom."""
         wanted: list[tuple[UUID, ParkedRoom]] = []
         given: Counter[Lane | tuple[Lane, UUID]] = Counter()
+        # All that are looked at go to the end, or so many could stand before everybody; but who waits for a slot of its
+        # lane stands before who had its turn.
         blocked: list[tuple[UUID, UUID]] = []
         had_turn: list[tuple[UUID, UUID]] = []
         left = MAX_CLAIM
         for organization_id, one in islice(self._parked.turns(), MAX_PARKED_LOOK):
             gate = self._gates[one]
+            size = min(self._gates.room(gate), left)
+            if size <= 0:
+                had_turn.append((organization_id, one))
+                continue
             self._lanes.wants(gate)
             lanes = [self._lanes.of(gate), *([self._lanes.unproven] if gate.is_unproven else [])]
-            room = self._gates.room(gate)
-            size = min(room, left)
             for lane in lanes:
                 size = min(size, lane.free - given[lane], lane.room(gate) - given[lane, organization_id])
-            # All go to the end, or more than are looked at could stand before everybody; who waits for a slot of its
-            # lane stands before who had its turn.
-            (had_turn if size > 0 or not room else blocked).append((organization_id, one))
             if size <= 0:
+                blocked.append((organization_id, one))
                 continue
+            had_turn.append((organization_id, one))
             gate.turns += 1
             wanted.append((organization_id, ParkedRoom(one, size, FIRST_RANKS[gate.turns % len(FIRST_RANKS)])))
             left -= size
