@@ -64,6 +64,18 @@ async def sql(postgres: EmbeddedPostgres, statement: str) -> Any:
         await connection.close()
 
 
+async def answers(postgres: EmbeddedPostgres) -> None:
+    """Waits until it takes connections."""
+    async with asyncio.timeout(15):
+        while True:
+            try:
+                await sql(postgres, "SELECT 1")
+            except (OSError, asyncpg.CannotConnectNowError):
+                await asyncio.sleep(0.02)
+            else:
+                return
+
+
 def test_the_first_start_makes_a_database_that_sqlalchemy_reaches(data_dir: Path) -> None:
     async def work() -> None:
         postgres = EmbeddedPostgres(data_dir)
@@ -181,6 +193,7 @@ def test_a_postmaster_that_an_earlier_run_left_behind_is_stopped_first(data_dir:
         ) as orphan:
             try:
                 await eventually(lambda: find_running(data_dir) is not None)
+                await answers(first)  # stopped while it starts it would end with 1
                 again = EmbeddedPostgres(data_dir)
                 await again.start()
                 try:
