@@ -87,9 +87,10 @@ class Breakers:
         await self._redis.hset(KEY, subscription_id.hex, new.to_bytes())
         return new
 
-    async def forget(self, subscription_id: UUID) -> None:
+    async def forget(self, *subscription_ids: UUID) -> None:
         """CLOSED, with nothing counted."""
-        await self._redis.hdel(KEY, subscription_id.hex)
+        if subscription_ids:
+            await self._redis.hdel(KEY, *(one.hex for one in subscription_ids))
 
 
 def _entry(field: bytes, value: bytes) -> tuple[bytes, UUID, Breaker] | None:

@@ -83,8 +83,8 @@ async def forget_breakers(database: Database, breakers: Breakers) -> None:
     with contextlib.suppress(*UNREACHABLE):
         known = await breakers.all()
         async with database.driver() as driver:
-            for row in await driver.fetch(_DELETED, list(known)):
-                await breakers.forget(row["id"])
+            deleted = await driver.fetch(_DELETED, list(known))
+        await breakers.forget(*(row["id"] for row in deleted))
 
 
 _DELETED = """
