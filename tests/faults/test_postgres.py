@@ -13,11 +13,11 @@ from tests.faults.conftest import Scenario
 from tests.faults.fleet import Fleet
 from tests.faults.ledger import settle
 from tests.faults.producer import POSTERS, Producer
-from tests.faults.scene import LEASE_S, SLACK_S, Harm, until
+from tests.faults.scene import LEASE_S, LONG, SLACK_S, Harm, until
 
 Play = Callable[[Scenario], None]
 
-OUTAGE_S = ACCEPT_TIMEOUT_S + SLACK_S
+OUTAGE_S = 30.0 if LONG else ACCEPT_TIMEOUT_S + SLACK_S
 assert OUTAGE_S > 2 * LEASE_S
 
 

@@ -13,11 +13,11 @@ from tests.faults.conftest import Scenario
 from tests.faults.fleet import Fleet
 from tests.faults.ledger import settle
 from tests.faults.producer import Producer
-from tests.faults.scene import SLACK_S, Harm, Scene, until
+from tests.faults.scene import LONG, SLACK_S, Harm, Scene, until
 
 Play = Callable[[Scenario], None]
 
-LOCKED_S = 6.0  # longer than the platform's lock_timeout of 5 s, and than a lease
+LOCKED_S = 10.0 if LONG else 6.0  # longer than the platform's lock_timeout of 5 s, and than a lease
 SLOW_S = 0.4
 LOAD_S = 2.0
 

@@ -10,9 +10,11 @@ from tests.faults.conftest import Scenario
 from tests.faults.fleet import Fleet
 from tests.faults.ledger import settle
 from tests.faults.producer import Producer
-from tests.faults.scene import SLACK_S, SWEEP_S
+from tests.faults.scene import LONG, SLACK_S, SWEEP_S
 
 Play = Callable[[Scenario], None]
+
+AWAY_S = 60.0 if LONG else 2.5  # longer than every timeout towards Redis, so that each of them is met
 
 
 def test_emptied_under_load_nothing_is_lost_or_doubled(play: Play, seed: int) -> None:
@@ -58,7 +60,7 @@ def test_away_acceptance_and_delivery_go_on_and_hints_come_back(play: Play) -> N
             await producer.accepts(20, within_s=5)
             await fleet.parts.valkey.kill()
             away_since = time.monotonic()
-            await asyncio.sleep(2.5)  # longer than every timeout towards Redis, so that each of them is met
+            await asyncio.sleep(AWAY_S)
             await producer.accepts(50, within_s=5)
             meanwhile = len(producer.accepted)
             await fleet.delivered(meanwhile, within_s=SWEEP_S + SLACK_S)
