@@ -13,8 +13,8 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
-from app import health, pages
-from app.api import calls, replies, routes
+from app import routes
+from app.api import calls, replies
 from app.services import Services
 from core import hints
 from core.acceptance import Acceptance
@@ -62,7 +62,7 @@ def create(settings: Settings) -> Application:
             yield
 
     return Application(
-        routes=[*routes.routes(), *health.routes(), *pages.routes()],
+        routes=routes.routes(),
         lifespan=lifespan,
         exception_handlers={HTTPException: _not_routed, Exception: _not_routed},
     )

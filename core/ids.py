@@ -35,6 +35,9 @@ SUBSCRIPTION = "sub"
 ORGANIZATION = "org"
 REPLAY = "rpl"
 API_KEY = "key"
+USER = "usr"
+SESSION = "ses"
+AUDIT_ENTRY = "aud"
 SECRET = "sec"  # noqa: S105 - the prefix of a signing secret's id, not a secret
 
 

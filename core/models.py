@@ -7,42 +7,30 @@ could not be dropped alone. What they refer to is never deleted, only marked.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
-    ARRAY,
     BigInteger,
     Boolean,
     CheckConstraint,
     Column,
     DateTime,
-    ForeignKey,
     Index,
     Integer,
     LargeBinary,
     SmallInteger,
     Text,
     UniqueConstraint,
-    Uuid,
-    func,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel
 
+from core.columns import id_, integer, json_, now, one_of, text_, texts, time_, uuid_
 from core.states import DeadReason, DiscardReason, PendingReason, State
-
-NAMING = {
-    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-    "ck": "ck_%(table_name)s_%(constraint_name)s",
-    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-    "pk": "pk_%(table_name)s",
-}
-SQLModel.metadata.naming_convention = NAMING
 
 DAILY = {"postgresql_partition_by": "RANGE (id)"}
 
@@ -72,57 +60,29 @@ class ItemOutcome(StrEnum):
     SKIPPED = "skipped"  # its state or its subscription did not allow it
 
 
-def _one_of(column: str, values: type[StrEnum]) -> str:
-    return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
-
-
-def _id() -> Any:
-    return Column(Uuid, primary_key=True)
-
-
-def _uuid(*, nullable: bool = False, of: str | None = None) -> Any:
-    """A UUID; `of` names the table whose id it must be."""
-    references = [ForeignKey(f"{of}.id")] if of else []
-    return Column(Uuid, *references, nullable=nullable)
-
-
-def _time(*, nullable: bool = False, now: bool = False) -> Any:
-    return Column(DateTime(timezone=True), nullable=nullable, server_default=func.now() if now else None)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
-def _text(*, nullable: bool = False, default: str | None = None) -> Any:
-    return Column(Text, nullable=nullable, server_default=text(f"'{default}'") if default is not None else None)
-
-
-def _json(*, nullable: bool = False) -> Any:
-    return Column(JSONB(none_as_null=True), nullable=nullable, server_default=None if nullable else text("'{}'"))
-
-
-def _texts() -> Any:
-    return Column(ARRAY(Text), nullable=False, server_default=text("'{}'"))
-
-
-def _integer(default: int, kind: Any = Integer) -> Any:
-    return Column(kind, nullable=False, server_default=text(str(default)))
-
-
 class Organization(SQLModel, table=True):
     """A tenant; owns everything below it."""
 
     __tablename__ = "organizations"
     __table_args__ = (CheckConstraint("length(name) BETWEEN 1 AND 200", name="name"),)
 
-    id: UUID = Field(sa_column=_id())
-    name: str = Field(sa_column=_text())
+    id: UUID = Field(sa_column=id_())
+    name: str = Field(sa_column=text_())
+    # When somebody deleted it: nobody sees it since, and workers erase what it had, at last this row (core.erasure).
+    deleted_at: datetime | None = Field(default=None, sa_column=time_(nullable=True))
     # Raised by every change to a subscription of this organization; acceptance compares it with what it has cached.
-    subscriptions_version: int = Field(default=0, sa_column=_integer(0, BigInteger))
-    version: int = Field(default=1, sa_column=_integer(1))
-    created_at: datetime = Field(default_factory=_now, sa_column=_time(now=True))
-    updated_at: datetime = Field(default_factory=_now, sa_column=_time(now=True))
+    subscriptions_version: int = Field(default=0, sa_column=integer(0, BigInteger))
+    version: int = Field(default=1, sa_column=integer(1))
+    created_at: datetime = Field(default_factory=now, sa_column=time_(now=True))
+    updated_at: datetime = Field(default_factory=now, sa_column=time_(now=True))
+
+
+class RateTier(StrEnum):
+    """How many requests an API key may make (core.rate_limits)."""
+
+    DEFAULT = "default"
+    PREMIUM = "premium"
+    BULK = "bulk"
 
 
 class ApiKey(SQLModel, table=True):
@@ -131,21 +91,23 @@ class ApiKey(SQLModel, table=True):
     __tablename__ = "api_keys"
     __table_args__ = (
         UniqueConstraint("prefix"),
+        CheckConstraint(one_of("tier", RateTier), name="tier"),
         Index(None, "organization_id", "id"),
     )
 
-    id: UUID = Field(sa_column=_id())
+    id: UUID = Field(sa_column=id_())
     organization_id: UUID | None = Field(
-        default=None, sa_column=_uuid(nullable=True, of="organizations")
+        default=None, sa_column=uuid_(nullable=True, of="organizations")
     )  # none: a platform key
-    name: str = Field(sa_column=_text())
-    prefix: str = Field(sa_column=_text())  # the first characters of the key: what lists show and look-ups use
+    name: str = Field(sa_column=text_())
+    prefix: str = Field(sa_column=text_())  # the first characters of the key: what lists show and look-ups use
     hash: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     hash_key_id: bytes = Field(sa_column=Column(LargeBinary, nullable=False))  # which secret key made the hash
-    scopes: list[str] = Field(sa_column=_texts())
-    created_at: datetime = Field(default_factory=_now, sa_column=_time(now=True))
-    last_used_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
-    revoked_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
+    scopes: list[str] = Field(sa_column=texts())
+    tier: str = Field(default=RateTier.DEFAULT, sa_column=text_(default="default"))
+    created_at: datetime = Field(default_factory=now, sa_column=time_(now=True))
+    last_used_at: datetime | None = Field(default=None, sa_column=time_(nullable=True))
+    revoked_at: datetime | None = Field(default=None, sa_column=time_(nullable=True))
 
 
 class EventType(SQLModel, table=True):
@@ -154,13 +116,13 @@ class EventType(SQLModel, table=True):
     __tablename__ = "event_types"
     __table_args__ = (UniqueConstraint("organization_id", "name"),)
 
-    id: UUID = Field(sa_column=_id())
-    organization_id: UUID = Field(sa_column=_uuid(of="organizations"))
-    name: str = Field(sa_column=_text())
-    description: str = Field(default="", sa_column=_text(default=""))
+    id: UUID = Field(sa_column=id_())
+    organization_id: UUID = Field(sa_column=uuid_(of="organizations"))
+    name: str = Field(sa_column=text_())
+    description: str = Field(default="", sa_column=text_(default=""))
     schema_: dict[str, Any] | None = Field(default=None, sa_column=Column("schema", JSONB(none_as_null=True)))
-    example: dict[str, Any] | None = Field(default=None, sa_column=_json(nullable=True))
-    created_at: datetime = Field(default_factory=_now, sa_column=_time(now=True))
+    example: dict[str, Any] | None = Field(default=None, sa_column=json_(nullable=True))
+    created_at: datetime = Field(default_factory=now, sa_column=time_(now=True))
 
 
 class Subscription(SQLModel, table=True):
@@ -168,37 +130,37 @@ class Subscription(SQLModel, table=True):
 
     __tablename__ = "subscriptions"
     __table_args__ = (
-        CheckConstraint(_one_of("status", SubscriptionStatus), name="status"),
+        CheckConstraint(one_of("status", SubscriptionStatus), name="status"),
         CheckConstraint("timeout_ms BETWEEN 1000 AND 30000", name="timeout_ms"),
         CheckConstraint("cardinality(events) > 0", name="events"),
         Index(None, "organization_id", "id"),
         Index("ix_subscriptions_unsettled", "id", postgresql_where=text("NOT settled")),
     )
 
-    id: UUID = Field(sa_column=_id())
-    organization_id: UUID = Field(sa_column=_uuid(of="organizations"))
-    url: str = Field(sa_column=_text())
-    events: list[str] = Field(sa_column=_texts())
-    filters: dict[str, Any] = Field(default_factory=dict, sa_column=_json())
-    authentication_type: str = Field(default="standard", sa_column=_text(default="standard"))
-    payload_format: str = Field(default="default", sa_column=_text(default="default"))
-    retry_policy: dict[str, Any] | None = Field(default=None, sa_column=_json(nullable=True))  # none: the default
+    id: UUID = Field(sa_column=id_())
+    organization_id: UUID = Field(sa_column=uuid_(of="organizations"))
+    url: str = Field(sa_column=text_())
+    events: list[str] = Field(sa_column=texts())
+    filters: dict[str, Any] = Field(default_factory=dict, sa_column=json_())
+    authentication_type: str = Field(default="standard", sa_column=text_(default="standard"))
+    payload_format: str = Field(default="default", sa_column=text_(default="default"))
+    retry_policy: dict[str, Any] | None = Field(default=None, sa_column=json_(nullable=True))  # none: the default
     headers: bytes | None = Field(default=None, sa_column=Column(LargeBinary))  # sealed JSON object
-    timeout_ms: int = Field(default=15_000, sa_column=_integer(15_000))
-    limits: dict[str, Any] | None = Field(default=None, sa_column=_json(nullable=True))  # none: the defaults
-    circuit_breaker: dict[str, Any] | None = Field(default=None, sa_column=_json(nullable=True))  # none: the defaults
-    description: str = Field(default="", sa_column=_text(default=""))
+    timeout_ms: int = Field(default=15_000, sa_column=integer(15_000))
+    limits: dict[str, Any] | None = Field(default=None, sa_column=json_(nullable=True))  # none: the defaults
+    circuit_breaker: dict[str, Any] | None = Field(default=None, sa_column=json_(nullable=True))  # none: the defaults
+    description: str = Field(default="", sa_column=text_(default=""))
     metadata_: dict[str, Any] = Field(
         default_factory=dict, sa_column=Column("metadata", JSONB, nullable=False, server_default=text("'{}'"))
     )
-    branch_id: str | None = Field(default=None, sa_column=_text(nullable=True))
-    status: str = Field(default=SubscriptionStatus.ACTIVE, sa_column=_text(default="active"))
-    status_reason: str | None = Field(default=None, sa_column=_text(nullable=True))
+    branch_id: str | None = Field(default=None, sa_column=text_(nullable=True))
+    status: str = Field(default=SubscriptionStatus.ACTIVE, sa_column=text_(default="active"))
+    status_reason: str | None = Field(default=None, sa_column=text_(nullable=True))
     # False: its last change of status left deliveries to release or to discard (core.settling).
     settled: bool = Field(default=True, sa_column=Column(Boolean, nullable=False, server_default=text("true")))
-    version: int = Field(default=1, sa_column=_integer(1))
-    created_at: datetime = Field(default_factory=_now, sa_column=_time(now=True))
-    updated_at: datetime = Field(default_factory=_now, sa_column=_time(now=True))
+    version: int = Field(default=1, sa_column=integer(1))
+    created_at: datetime = Field(default_factory=now, sa_column=time_(now=True))
+    updated_at: datetime = Field(default_factory=now, sa_column=time_(now=True))
 
 
 class SubscriptionSecret(SQLModel, table=True):
@@ -215,11 +177,11 @@ class SubscriptionSecret(SQLModel, table=True):
         Index(None, "subscription_id", "id"),
     )
 
-    id: UUID = Field(sa_column=_id())
-    subscription_id: UUID = Field(sa_column=_uuid(of="subscriptions"))
+    id: UUID = Field(sa_column=id_())
+    subscription_id: UUID = Field(sa_column=uuid_(of="subscriptions"))
     sealed: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
-    created_at: datetime = Field(default_factory=_now, sa_column=_time(now=True))
-    expires_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
+    created_at: datetime = Field(default_factory=now, sa_column=time_(now=True))
+    expires_at: datetime | None = Field(default=None, sa_column=time_(nullable=True))
 
 
 class Event(SQLModel, table=True):
@@ -228,17 +190,19 @@ class Event(SQLModel, table=True):
     __tablename__ = "events"
     __table_args__ = (Index(None, "organization_id", "id"), Index(None, "organization_id", "event_type", "id"), DAILY)
 
-    id: UUID = Field(sa_column=_id())
-    organization_id: UUID = Field(sa_column=_uuid())
-    event_type: str = Field(sa_column=_text())
-    occurred_at: datetime = Field(sa_column=_time())
-    external_id: str | None = Field(default=None, sa_column=_text(nullable=True))  # the producer's own `event_id`
-    branch_id: str | None = Field(default=None, sa_column=_text(nullable=True))
+    id: UUID = Field(sa_column=id_())
+    organization_id: UUID = Field(sa_column=uuid_())
+    event_type: str = Field(sa_column=text_())
+    occurred_at: datetime = Field(sa_column=time_())
+    external_id: str | None = Field(default=None, sa_column=text_(nullable=True))  # the producer's own `event_id`
+    branch_id: str | None = Field(default=None, sa_column=text_(nullable=True))
     metadata_: str | None = Field(default=None, sa_column=Column("metadata", Text))  # JSON text, never queried
     payload: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     data_at: int = Field(sa_column=Column(Integer, nullable=False))  # `data` is payload[data_at:-1]
     matched_subscriptions: int = Field(sa_column=Column(Integer, nullable=False))
-    only_for: UUID | None = Field(default=None, sa_column=_uuid(nullable=True))  # a test event's one subscription
+    only_for: UUID | None = Field(default=None, sa_column=uuid_(nullable=True))  # a test event's one subscription
+    # Since then `data` is {} and nothing is sent any more (core.redaction).
+    redacted_at: datetime | None = Field(default=None, sa_column=time_(nullable=True))
 
 
 class EventKey(SQLModel, table=True):
@@ -247,9 +211,9 @@ class EventKey(SQLModel, table=True):
     __tablename__ = "event_keys"
     __table_args__ = (Index(None, "event_id"),)
 
-    organization_id: UUID = Field(sa_column=_id())
+    organization_id: UUID = Field(sa_column=id_())
     external_id: str = Field(sa_column=Column(Text, primary_key=True))
-    event_id: UUID = Field(sa_column=_uuid())
+    event_id: UUID = Field(sa_column=uuid_())
 
 
 # Deliveries that left the straight path from new over sending to delivered: failed, waiting for another reason, dead,
@@ -263,7 +227,7 @@ class Delivery(SQLModel, table=True):
 
     __tablename__ = "deliveries"
     __table_args__ = (
-        CheckConstraint(_one_of("state", State), name="state"),
+        CheckConstraint(one_of("state", State), name="state"),
         CheckConstraint("(state = 'sending') = (lease_token IS NOT NULL)", name="lease"),
         # Held deliveries (paused) have no due time; everything else that is unfinished has one.
         CheckConstraint(
@@ -272,9 +236,9 @@ class Delivery(SQLModel, table=True):
         ),
         CheckConstraint(
             "CASE state"
-            f" WHEN 'pending' THEN reason IS NOT NULL AND {_one_of('reason', PendingReason)}"
-            f" WHEN 'dead' THEN reason IS NOT NULL AND {_one_of('reason', DeadReason)}"
-            f" WHEN 'discarded' THEN reason IS NOT NULL AND {_one_of('reason', DiscardReason)}"
+            f" WHEN 'pending' THEN reason IS NOT NULL AND {one_of('reason', PendingReason)}"
+            f" WHEN 'dead' THEN reason IS NOT NULL AND {one_of('reason', DeadReason)}"
+            f" WHEN 'discarded' THEN reason IS NOT NULL AND {one_of('reason', DiscardReason)}"
             " ELSE reason IS NULL END",
             name="reason",
         ),
@@ -324,23 +288,23 @@ class Delivery(SQLModel, table=True):
         DAILY,
     )
 
-    id: UUID = Field(sa_column=_id())
-    organization_id: UUID = Field(sa_column=_uuid())
-    subscription_id: UUID = Field(sa_column=_uuid())
-    event_id: UUID = Field(sa_column=_uuid())
-    event_type: str = Field(sa_column=_text())
-    state: str = Field(sa_column=_text())
-    reason: str | None = Field(default=None, sa_column=_text(nullable=True))
-    due_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))  # sending: when the lease ends
-    lease_token: UUID | None = Field(default=None, sa_column=_uuid(nullable=True))
-    series: int = Field(default=0, sa_column=_integer(0, SmallInteger))  # raised by every replay
-    attempt_count: int = Field(default=0, sa_column=_integer(0, SmallInteger))  # within the series
-    replay_id: UUID | None = Field(default=None, sa_column=_uuid(nullable=True))
+    id: UUID = Field(sa_column=id_())
+    organization_id: UUID = Field(sa_column=uuid_())
+    subscription_id: UUID = Field(sa_column=uuid_())
+    event_id: UUID = Field(sa_column=uuid_())
+    event_type: str = Field(sa_column=text_())
+    state: str = Field(sa_column=text_())
+    reason: str | None = Field(default=None, sa_column=text_(nullable=True))
+    due_at: datetime | None = Field(default=None, sa_column=time_(nullable=True))  # sending: when the lease ends
+    lease_token: UUID | None = Field(default=None, sa_column=uuid_(nullable=True))
+    series: int = Field(default=0, sa_column=integer(0, SmallInteger))  # raised by every replay
+    attempt_count: int = Field(default=0, sa_column=integer(0, SmallInteger))  # within the series
+    replay_id: UUID | None = Field(default=None, sa_column=uuid_(nullable=True))
     status_code: int | None = Field(default=None, sa_column=Column(SmallInteger))  # of the last attempt, like error_*
-    error_kind: str | None = Field(default=None, sa_column=_text(nullable=True))
-    error_message: str | None = Field(default=None, sa_column=_text(nullable=True))
-    created_at: datetime = Field(default_factory=_now, sa_column=_time(now=True))
-    updated_at: datetime = Field(default_factory=_now, sa_column=_time(now=True))
+    error_kind: str | None = Field(default=None, sa_column=text_(nullable=True))
+    error_message: str | None = Field(default=None, sa_column=text_(nullable=True))
+    created_at: datetime = Field(default_factory=now, sa_column=time_(now=True))
+    updated_at: datetime = Field(default_factory=now, sa_column=time_(now=True))
 
 
 class Attempt(SQLModel, table=True):
@@ -349,20 +313,20 @@ class Attempt(SQLModel, table=True):
     __tablename__ = "attempts"
     __table_args__ = (Index(None, "delivery_id", "id"), DAILY)
 
-    id: UUID = Field(sa_column=_id())
-    delivery_id: UUID = Field(sa_column=_uuid())
-    organization_id: UUID = Field(sa_column=_uuid())
+    id: UUID = Field(sa_column=id_())
+    delivery_id: UUID = Field(sa_column=uuid_())
+    organization_id: UUID = Field(sa_column=uuid_())
     series: int = Field(sa_column=Column(SmallInteger, nullable=False))
     number: int = Field(sa_column=Column(SmallInteger, nullable=False))  # from 1 within the series
-    replay_id: UUID | None = Field(default=None, sa_column=_uuid(nullable=True))
-    started_at: datetime = Field(sa_column=_time())
+    replay_id: UUID | None = Field(default=None, sa_column=uuid_(nullable=True))
+    started_at: datetime = Field(sa_column=time_())
     duration_ms: int = Field(sa_column=Column(Integer, nullable=False))
     status_code: int | None = Field(default=None, sa_column=Column(SmallInteger))
-    error_kind: str | None = Field(default=None, sa_column=_text(nullable=True))
-    error_message: str | None = Field(default=None, sa_column=_text(nullable=True))
-    url: str = Field(sa_column=_text())
-    request_headers: str = Field(sa_column=_text())  # JSON list of pairs, custom values masked
-    response_headers: str | None = Field(default=None, sa_column=_text(nullable=True))  # JSON list of pairs
+    error_kind: str | None = Field(default=None, sa_column=text_(nullable=True))
+    error_message: str | None = Field(default=None, sa_column=text_(nullable=True))
+    url: str = Field(sa_column=text_())
+    request_headers: str = Field(sa_column=text_())  # JSON list of pairs, custom values masked
+    response_headers: str | None = Field(default=None, sa_column=text_(nullable=True))  # JSON list of pairs
     response_body: bytes | None = Field(default=None, sa_column=Column(LargeBinary))  # the first 4 KiB
 
 
@@ -376,15 +340,15 @@ class DeliveryStats(SQLModel, table=True):
     __tablename__ = "delivery_stats"
     __table_args__ = (Index(None, "minute"), {"postgresql_with": {"fillfactor": 70}})
 
-    organization_id: UUID = Field(sa_column=_id())
-    subscription_id: UUID = Field(sa_column=_id())  # or zero, in the rows of the whole organization
+    organization_id: UUID = Field(sa_column=id_())
+    subscription_id: UUID = Field(sa_column=id_())  # or zero, in the rows of the whole organization
     minute: datetime = Field(sa_column=Column(DateTime(timezone=True), primary_key=True))
     error_kind: str = Field(default="", sa_column=Column(Text, primary_key=True, server_default=text("''")))
-    attempts: int = Field(default=0, sa_column=_integer(0))
-    retries: int = Field(default=0, sa_column=_integer(0))  # of these, not the first of their delivery and series
-    dead: int = Field(default=0, sa_column=_integer(0))  # deliveries given up
-    dead_retried: int = Field(default=0, sa_column=_integer(0))  # of these, after more than one attempt
-    duration_ms: int = Field(default=0, sa_column=_integer(0, BigInteger))  # of all attempts, together
+    attempts: int = Field(default=0, sa_column=integer(0))
+    retries: int = Field(default=0, sa_column=integer(0))  # of these, not the first of their delivery and series
+    dead: int = Field(default=0, sa_column=integer(0))  # deliveries given up
+    dead_retried: int = Field(default=0, sa_column=integer(0))  # of these, after more than one attempt
+    duration_ms: int = Field(default=0, sa_column=integer(0, BigInteger))  # of all attempts, together
 
 
 class Replay(SQLModel, table=True):
@@ -392,28 +356,28 @@ class Replay(SQLModel, table=True):
 
     __tablename__ = "replays"
     __table_args__ = (
-        CheckConstraint(_one_of("status", ReplayStatus), name="status"),
+        CheckConstraint(one_of("status", ReplayStatus), name="status"),
         CheckConstraint("rate_per_second BETWEEN 1 AND 10000", name="rate_per_second"),
         Index(None, "organization_id", "id"),
         Index("ix_replays_unfinished", "id", postgresql_where=text("status IN ('queued', 'running')")),
     )
 
-    id: UUID = Field(sa_column=_id())
-    organization_id: UUID = Field(sa_column=_uuid(of="organizations"))
-    filters: dict[str, Any] = Field(default_factory=dict, sa_column=_json())
+    id: UUID = Field(sa_column=id_())
+    organization_id: UUID = Field(sa_column=uuid_(of="organizations"))
+    filters: dict[str, Any] = Field(default_factory=dict, sa_column=json_())
     rate_per_second: int = Field(sa_column=Column(Integer, nullable=False))
-    status: str = Field(sa_column=_text())
-    total: int = Field(default=0, sa_column=_integer(0))
-    sent: int = Field(default=0, sa_column=_integer(0))
-    succeeded: int = Field(default=0, sa_column=_integer(0))
-    failed: int = Field(default=0, sa_column=_integer(0))
-    skipped: int = Field(default=0, sa_column=_integer(0))
-    created_by: str = Field(default="", sa_column=_text(default=""))
-    created_at: datetime = Field(default_factory=_now, sa_column=_time(now=True))
-    started_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
-    finished_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
+    status: str = Field(sa_column=text_())
+    total: int = Field(default=0, sa_column=integer(0))
+    sent: int = Field(default=0, sa_column=integer(0))
+    succeeded: int = Field(default=0, sa_column=integer(0))
+    failed: int = Field(default=0, sa_column=integer(0))
+    skipped: int = Field(default=0, sa_column=integer(0))
+    created_by: str = Field(default="", sa_column=text_(default=""))
+    created_at: datetime = Field(default_factory=now, sa_column=time_(now=True))
+    started_at: datetime | None = Field(default=None, sa_column=time_(nullable=True))
+    finished_at: datetime | None = Field(default=None, sa_column=time_(nullable=True))
     # Up to when the rate has been spent: a tick sends what the time since then allows.
-    paced_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
+    paced_at: datetime | None = Field(default=None, sa_column=time_(nullable=True))
 
 
 class ReplayItem(SQLModel, table=True):
@@ -421,7 +385,7 @@ class ReplayItem(SQLModel, table=True):
 
     __tablename__ = "replay_items"
     __table_args__ = (
-        CheckConstraint(_one_of("outcome", ItemOutcome), name="outcome"),
+        CheckConstraint(one_of("outcome", ItemOutcome), name="outcome"),
         Index(
             "ix_replay_items_open",
             "replay_id",
@@ -431,9 +395,9 @@ class ReplayItem(SQLModel, table=True):
         Index(None, "delivery_id"),  # retention forgets the items of deliveries that it dropped
     )
 
-    replay_id: UUID = Field(sa_column=_id())
-    delivery_id: UUID = Field(sa_column=_id())
-    outcome: str = Field(default=ItemOutcome.WAITING, sa_column=_text(default="waiting"))
+    replay_id: UUID = Field(sa_column=id_())
+    delivery_id: UUID = Field(sa_column=id_())
+    outcome: str = Field(default=ItemOutcome.WAITING, sa_column=text_(default="waiting"))
 
 
 class IdempotencyKey(SQLModel, table=True):
@@ -442,12 +406,12 @@ class IdempotencyKey(SQLModel, table=True):
     __tablename__ = "idempotency_keys"
     __table_args__ = (Index(None, "created_at"),)
 
-    organization_id: UUID = Field(sa_column=_id())
+    organization_id: UUID = Field(sa_column=id_())
     route: str = Field(sa_column=Column(Text, primary_key=True))  # method and path
     key: str = Field(sa_column=Column(Text, primary_key=True))
     body_hash: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     response: bytes = Field(sa_column=Column(LargeBinary, nullable=False))  # sealed: it may show a secret once
-    created_at: datetime = Field(default_factory=_now, sa_column=_time(now=True))
+    created_at: datetime = Field(default_factory=now, sa_column=time_(now=True))
 
 
 class Worker(SQLModel, table=True):
@@ -455,5 +419,5 @@ class Worker(SQLModel, table=True):
 
     __tablename__ = "workers"
 
-    id: UUID = Field(sa_column=_id())
-    seen_at: datetime = Field(sa_column=_time(now=True))
+    id: UUID = Field(sa_column=id_())
+    seen_at: datetime = Field(sa_column=time_(now=True))

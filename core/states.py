@@ -59,6 +59,7 @@ class DiscardReason(StrEnum):
 
     REQUESTED = "requested"
     SUBSCRIPTION_DELETED = "subscription_deleted"
+    EVENT_REDACTED = "event_redacted"  # its payload was removed, so there is nothing left to send
 
 
 class Transition(NamedTuple):

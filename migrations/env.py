@@ -3,7 +3,8 @@
 from alembic import context
 from sqlmodel import SQLModel
 
-import core.models  # noqa: F401 - fills the metadata
+import core.models
+import core.models_access  # noqa: F401 - fills the metadata
 
 connection = context.config.attributes["connection"]
 context.configure(connection=connection, target_metadata=SQLModel.metadata, transactional_ddl=True)

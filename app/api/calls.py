@@ -21,8 +21,9 @@ from app.api import authentication, body, inputs, replies
 from app.api.inputs import Model
 from app.api.replies import Reply
 from app.services import Services
-from core import idempotency, ids, organizations, timestamps
+from core import audit, idempotency, ids, organizations, timestamps
 from core.api_keys import Credential
+from core.audit import Actor
 from core.database import driver_of, is_unreachable
 from core.errors import Conflict, HookwrightError, InvalidId, MethodNotAllowed, NotFound, Unavailable, ValidationFailed
 from core.idempotency import IdempotentCall
@@ -81,8 +82,28 @@ class Call:
             raise ValidationFailed.of("X-Branch-ID", "Must be UTF-8") from None
 
     @property
-    def actor(self) -> str:
-        return f"key:{ids.show(ids.API_KEY, self.credential.key_id)}"
+    def actor(self) -> Actor:
+        """Who calls, for the audit log."""
+        client = self.request.client
+        return Actor(
+            ids.show(ids.API_KEY, self.credential.key_id),
+            self.credential.name,
+            client.host if client is not None else None,
+            self.request_id,
+        )
+
+    def audit(
+        self,
+        session: AsyncSession,
+        action: str,
+        resource: str,
+        *,
+        before: Mapping[str, Any] | None = None,
+        after: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Says in the audit log what this call does, in the transaction in which it does it (`core.audit.record`)."""
+        of = None if self.organization_id == NO_ORGANIZATION else self.organization_id
+        audit.record(session, self.actor, action, resource, organization_id=of, before=before, after=after)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:

@@ -105,7 +105,7 @@ async def replay(call: Call) -> Reply:
     call.read(Nothing)
     async with call.transaction() as session:
         replay = await replays.replay_one(
-            session, call.organization_id, call.path_id(ids.DELIVERY), created_by=call.actor
+            session, call.organization_id, call.path_id(ids.DELIVERY), created_by=call.actor.id
         )
         delivery = await _get(call, session)
         data = views.delivery(delivery)

@@ -36,7 +36,7 @@ async def create(call: Call) -> Reply:
             call.organization_id,
             filters,
             rate_per_second=given.rate_per_second,
-            created_by=call.actor,
+            created_by=call.actor.id,
         )
     return Reply(views.replay(replay, groups), 202, f"Deliveries that will be sent again: {replay.total}")
 

@@ -1,4 +1,4 @@
-"""Who may do what: keys, scopes, tenants. Access is walked through `PATHS`, so a new path is tested by being there."""
+"""Who may do what: keys, scopes, tenants. Access is walked through `API`, so a new path is tested by being there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from app.api.routes import PATHS
+from app.routes import API
 from core import ids
 from core.api_keys import ALL_SCOPES, ORGANIZATION_SCOPES, ORGANIZATIONS_ADMIN
 from tests.api import (
@@ -25,7 +25,7 @@ from tests.api import (
 )
 from tests.platform import Platform, shown
 
-EVERY = [(method, path) for path, actions in PATHS.items() for method in actions]
+EVERY = [(method, path) for path, actions in API.items() for method in actions]
 TABLES = (
     *("organizations", "api_keys", "event_types", "subscriptions", "subscription_secrets", "events", "event_keys"),
     *("deliveries", "replays", "replay_items", "idempotency_keys", "delivery_stats"),
@@ -97,7 +97,7 @@ def test_every_path_wants_a_key_with_its_scope_and_changes_nothing_without(datab
         lacking = {scope: await make_key(p, None, sorted(every - {scope})) for scope in ALL_SCOPES}
         before = await contents(p)
         for method, path in EVERY:
-            scope = PATHS[path][method].scope
+            scope = API[path][method].scope
             url, body = owned.url(path), body_of(method, path)
             keys = {"without a key": "", "with nonsense": "sk_live_" + "x" * 43, "with another's kind": "Basic abc"}
             for how, key in keys.items():
@@ -121,11 +121,11 @@ def test_what_another_tenant_owns_is_not_found_and_unchanged(database_url: str, 
         platform_key = {"X-API-Key": p.platform_key, "X-Organization-ID": shown_organization(other)}
         before = await contents(p)
         for method, path in EVERY:
-            if "{" not in path or not PATHS[path][method].tenant:
+            if "{" not in path or not API[path][method].tenant:
                 continue
             url, body = owned.url(path), body_of(method, path)
             callers = [platform_key]
-            if PATHS[path][method].scope != ORGANIZATIONS_ADMIN:
+            if API[path][method].scope != ORGANIZATIONS_ADMIN:
                 callers.append({"X-API-Key": stranger, "Idempotency-Key": "k"})
             for headers in callers:
                 error_of(await p.client.request(method, url, json=body, headers=headers), 404, "NOT_FOUND")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.api.routes import PATHS
+from app.routes import API
 from tests.api import FAST, JSON, SUBSCRIPTIONS, URL, error_of, faults_of, run, success_of
 from tests.platform import Platform, platform, shown
 from tests.receiver import Receiver
@@ -357,7 +357,7 @@ NAMES = [
     ),
 ]
 queries = st.dictionaries(st.sampled_from(NAMES), texts | st.integers(-5, 300).map(str), max_size=3)
-LISTS = [path for path, actions in PATHS.items() if "GET" in actions and actions["GET"].lists]
+LISTS = [path for path, actions in API.items() if "GET" in actions and actions["GET"].lists]
 paths = st.text(st.characters(exclude_characters="/", exclude_categories=["Cs"]), min_size=1, max_size=30)
 
 
@@ -396,10 +396,10 @@ def test_no_request_whatsoever_is_answered_5xx(database_url: str, redis_url: str
             send("GET", path.replace("{id}", made["id"]), params=query, headers=admin)
 
         @fuzzing
-        @given(st.sampled_from(sorted(PATHS)), paths, st.binary(max_size=30))
+        @given(st.sampled_from(sorted(API)), paths, st.binary(max_size=30))
         def addresses(path: str, part: str, body: bytes) -> None:
             url = path.replace("{id}", quote(part, safe="")).replace("{name}", quote(part, safe=""))
-            for method in PATHS[path]:
+            for method in API[path]:
                 send(method, url, content=body, headers=JSON | admin)
 
         try:

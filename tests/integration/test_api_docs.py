@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.api.routes import PATHS
+from app.routes import API
 from core import errors, filters, selection
 from core.failures import ErrorKind
 from core.payloads import FORMATS
@@ -23,7 +23,7 @@ TEXT = (Path(__file__).parents[2] / "docs/api.md").read_text()
 
 def test_every_path_and_method_is_documented_with_its_scope() -> None:
     rows = re.findall(r"^\| `(/v1/[^`]+)` \| ([A-Z]+) \| `([a-z.]+)` \| 20[0-2] \|", TEXT, re.M)
-    code = [(path, method, action.scope) for path, actions in PATHS.items() for method, action in actions.items()]
+    code = [(path, method, action.scope) for path, actions in API.items() for method, action in actions.items()]
     assert sorted(rows) == sorted(code)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from starlette.routing import Match, Route
 
-from app.api.routes import PATHS
 from app.main import create
+from app.routes import API
 from core import settings
 from tests.api import SUBSCRIPTIONS, TIME, error_of, faults_of, run, success_of
 from tests.platform import Platform, environment, shown
@@ -74,7 +74,7 @@ def test_a_path_that_is_not_there_is_404_in_the_envelope(database_url: str, redi
 
 def test_a_method_that_a_path_lacks_is_405_with_those_it_has(database_url: str, redis_url: str) -> None:
     async def check(p: Platform) -> None:
-        for path, actions in PATHS.items():
+        for path, actions in API.items():
             for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "BREW"} - set(actions):
                 answer = await p.client.request(method, path.replace("{id}", "x").replace("{name}", "x"))
                 error = error_of(answer, 405, "METHOD_NOT_ALLOWED")
@@ -89,7 +89,7 @@ def test_a_method_that_a_path_lacks_is_405_with_those_it_has(database_url: str, 
 
 def test_the_short_way_to_a_path_leads_where_the_routes_lead() -> None:
     app = create(settings.load(environment("postgresql://127.0.0.1:1/none", "redis://127.0.0.1:1/0")))
-    short = {path for path in PATHS if "{" not in path}
+    short = {path for path in API if "{" not in path}
     assert "/v1/events" in short
     assert set(app.resources) == short
     for path, resource in app.resources.items():
@@ -152,7 +152,7 @@ def test_an_answer_does_not_repeat_endless_nonsense(database_url: str, redis_url
 
 def test_an_unknown_query_parameter_is_refused_everywhere(database_url: str, redis_url: str) -> None:
     async def check(p: Platform) -> None:
-        for path, actions in PATHS.items():
+        for path, actions in API.items():
             for method, action in actions.items():
                 url = path.replace("{id}", "x").replace("{name}", "x")
                 headers = {"X-API-Key": p.platform_key, "X-Organization-ID": shown(p)}

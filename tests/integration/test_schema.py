@@ -17,7 +17,8 @@ from sqlmodel import SQLModel
 
 from core import models, partitions, schema, subscriptions
 from core.database import Database
-from core.models import ItemOutcome, ReplayStatus, SubscriptionStatus
+from core.models import ItemOutcome, RateTier, ReplayStatus, SubscriptionStatus
+from core.models_access import Role
 from core.states import DeadReason, DiscardReason, PendingReason, State
 from tests.seeds import Seeds, seeded
 from tests.services import Services
@@ -132,6 +133,8 @@ ENUMS: list[tuple[str, list[type[StrEnum]]]] = [
     ("ck_subscriptions_status", [SubscriptionStatus]),
     ("ck_replays_status", [ReplayStatus]),
     ("ck_replay_items_outcome", [ItemOutcome]),
+    ("ck_api_keys_tier", [RateTier]),
+    ("ck_users_role", [Role]),
 ]
 
 
@@ -193,6 +196,10 @@ def test_the_database_refuses_every_illegal_delivery(database_url: str) -> None:
     seeded(database_url, run)
 
 
+def _user(columns: str, values: str) -> str:
+    return f"INSERT INTO users (id, {columns}) VALUES (gen_random_uuid(), {values})"
+
+
 @pytest.mark.parametrize(
     ("statement", "constraint"),
     [
@@ -211,6 +218,15 @@ def test_the_database_refuses_every_illegal_delivery(database_url: str) -> None:
             " SELECT gen_random_uuid(), id, '' FROM subscriptions, generate_series(1, 2)",
             "uq_subscription_secrets_current",
         ),
+        (
+            "INSERT INTO api_keys (id, name, prefix, hash, hash_key_id, tier)"
+            " VALUES (gen_random_uuid(), 'x', 'x', '', '', '')",
+            "ck_api_keys_tier",
+        ),
+        (_user("email, role", "'a@example.com', 'owner'"), "ck_users_role"),
+        (_user("email, role", "'A@example.com', 'admin'"), "ck_users_email"),
+        (_user("email, role", "'a', 'admin'"), "ck_users_email"),
+        (_user("email, role, oidc_issuer", "'a@example.com', 'admin', 'https://id.example.com'"), "ck_users_oidc"),
     ],
 )
 def test_the_database_refuses_other_illegal_rows(database_url: str, statement: str, constraint: str) -> None:
@@ -242,6 +258,10 @@ def test_every_check_constraint_is_met_by_one_of_these_tests(database_url: str) 
         "ck_replays_status",
         "ck_replays_rate_per_second",
         "ck_replay_items_outcome",
+        "ck_api_keys_tier",
+        "ck_users_role",
+        "ck_users_email",
+        "ck_users_oidc",
     }
 
     async def run(seeds: Seeds) -> set[str]:

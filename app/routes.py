@@ -1,9 +1,10 @@
-"""Every path of the API, with what handles it and the scope it needs. The one place where access is declared."""
+"""Every path, with what handles it and what a caller needs for it. The one place where access is declared."""
 
 from __future__ import annotations
 
 from starlette.routing import BaseRoute, Route
 
+from app import health, pages
 from app.api import breakers, deliveries, event_types, events, organizations, performance, replays, subscriptions
 from app.api.calls import Action, Handler, Resource
 from core.api_keys import (
@@ -21,8 +22,8 @@ def _ingests(handler: Handler, max_body: str) -> Action:
     return Action(handler, EVENTS_WRITE, keeps_own_keys=True, rechecks_credential=True, max_body=max_body)
 
 
-# The busiest first: Starlette tries them in order.
-PATHS: dict[str, dict[str, Action]] = {
+# The API: each method names its scope. The busiest first: Starlette tries them in order.
+API: dict[str, dict[str, Action]] = {
     "/v1/events": {
         "POST": _ingests(events.create, "event_max_bytes"),
         "GET": Action(events.index, EVENTS_READ, lists=True),
@@ -90,5 +91,9 @@ PATHS: dict[str, dict[str, Action]] = {
 }
 
 
+# For anybody: these say whether the process is well, and what to do first. They show nothing of anybody's.
+PUBLIC: list[BaseRoute] = [*health.routes(), *pages.routes()]
+
+
 def routes() -> list[BaseRoute]:
-    return [Route(path, Resource(actions)) for path, actions in PATHS.items()]
+    return [*(Route(path, Resource(actions)) for path, actions in API.items()), *PUBLIC]

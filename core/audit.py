@@ -1,0 +1,65 @@
+"""The audit log: who did what to which resource, what it was before and is after, from where. The only writer of it.
+
+An entry is written in the transaction of the change itself: neither is there without the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from core import ids
+from core.models_access import AuditEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who does something, and from where."""
+
+    id: str  # usr_…, key_…, or what of ours did it
+    name: str = ""
+    address: str | None = None
+    request_id: str | None = None
+
+
+COMMAND_LINE = Actor("command line")
+ANYBODY = Actor("anybody")  # somebody who has not signed in
+
+
+def record(
+    session: AsyncSession,
+    actor: Actor,
+    action: str,
+    resource: str,
+    *,
+    organization_id: UUID | None,
+    before: Mapping[str, Any] | None = None,
+    after: Mapping[str, Any] | None = None,
+) -> None:
+    """Adds an entry to the caller's transaction. `action` is noun and verb, as `subscription.created`; `resource` an id
+    as the API shows it. Of `before` and `after`, where both are given, only what differs is kept. No secret may be in
+    them: give what the API's views show."""
+    if before is not None and after is not None:
+        before, after = _differing(before, after), _differing(after, before)
+    session.add(
+        AuditEntry(
+            id=ids.new_id(),
+            organization_id=organization_id,
+            actor=actor.id,
+            actor_name=actor.name,
+            action=action,
+            resource=resource,
+            before=None if before is None else dict(before),
+            after=None if after is None else dict(after),
+            address=actor.address,
+            request_id=actor.request_id,
+        )
+    )
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in one.items() if name not in other or other[name] != value}
