@@ -15,40 +15,33 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from itertools import islice, zip_longest
 from uuid import UUID
 
 import structlog
 
 from core import deliveries, events
-from core.breaker import BreakerState
 from core.breakers import Breakers
 from core.database import Database
-from core.deliveries import Choice, Claimed, Due, Finish, Park, ParkedRoom, Verdict
+from core.deliveries import Choice, Claimed, Due, Finish, Park, Verdict
 from core.failures import ErrorKind
 from core.hints import Hint
 from core.models import SubscriptionStatus
 from core.payloads import StoredEvent
 from core.states import PendingReason, State
-from worker.circuits import Circuits
-from worker.gates import Gate, Gates
-from worker.lanes import Lane, Lanes
+from worker import room
+from worker.gates import Gate
 from worker.membership import Membership
-from worker.parked import Parked
 from worker.plans import Plan, Plans
 from worker.ready import Admission, Ready
 from worker.recorder import Recorder
+from worker.room import Room
 from worker.sending import Transport, attempt
 
-MAX_CLAIM = 250  # deliveries one claim takes
-MAX_LOOK = 500  # due deliveries a sweep looks at
 HINT_GRACE_S = 0.5  # new deliveries are left to their hint for so long before the sweep takes them
 SWEEP_AGAIN_S = 0.1  # after another worker was found sweeping
 PARKED_LOOK_S = 0.1  # how often rates and windows are looked at for what is parked
-MAX_PARKED_LOOK = 500  # subscriptions that are asked for room at a time
 PARKED_PAGE = 200
 FIND_PARKED_S = 0.5  # of each second
-FIRST_RANKS = (0, 0, 0, 1, 0, 0, 0, 2)  # which comes first of what is parked for a subscription, turn by turn
 CLAIM_PAUSE_S = 0.5
 FAULT_DELAY_S = 60.0
 STALE_DELAY_S = 1.0  # a claim that took too long is not followed by the same claim at once
@@ -76,20 +69,15 @@ class Engine:
         self._plans = plans
         self._margin_s = margin_s
         self._clock = asyncio.get_running_loop().time
-        self._lanes = Lanes(max_in_flight, self._clock)
         self.membership = membership or Membership()
-        self.circuits = Circuits()
-        self._gates = Gates(
-            clock=self._clock, share=self.membership.share, circuit=self.circuits.state, move=self._move
-        )
+        self._something = asyncio.Event()
+        self._room = Room(max_in_flight, clock=self._clock, share=self.membership.share, changed=self._something.set)
+        self._gates, self._lanes, self._parked = self._room.gates, self._room.lanes, self._room.parked
         self._tasks: set[asyncio.Task[None]] = set()
         self._claiming: set[asyncio.Task[int]] = set()
         self._first, self._replays = Ready(), Ready()
         self._sweep_wanted = False
-        self._left_behind = False  # something due found no slot, and was not parked
-        self._parked = Parked()
         self._find_parked_after = UUID(int=0)  # the subscription up to which they were looked for
-        self._something = asyncio.Event()
         self._stopping = False
         self._recorder = Recorder(database, 2 * (self._lanes.quick.size + self._lanes.slow.size))
 
@@ -132,7 +120,7 @@ class Engine:
             await self._recorder.tally.flush(driver)
 
     async def sync_breakers(self, store: Breakers) -> None:
-        await self.circuits.sync(store)
+        await self._room.circuits.sync(store)
         self._something.set()
 
     async def find_parked(self) -> None:
@@ -177,38 +165,7 @@ class Engine:
             # Their leases end, and other workers take them up.
             log.warning("the database does not answer; outcomes stay unrecorded", outcomes=len(self._tasks))
 
-    # --- lanes and gates ---
-
-    def _move(self, gate: Gate, slow: bool) -> bool:
-        """What an endpoint has under way changes the lane with it."""
-        moved = self._lanes.move(gate, slow)
-        self._something.set()
-        return moved
-
-    def _reserve(self, gate: Gate, delivery_id: UUID) -> bool:
-        """Takes a slot and room at the gate, if there is."""
-        self._lanes.wants(gate)
-        lane = self._lanes.of(gate)
-        if self._is_crowded_out(gate) or lane.room(gate) <= 0:
-            return False
-        if delivery_id in gate.started or self._gates.room(gate) <= 0:
-            return False
-        self._take_slot(gate, delivery_id)
-        return True
-
-    def _is_crowded_out(self, gate: Gate) -> bool:
-        return gate.is_unproven and self._lanes.unproven.room(gate) <= 0
-
-    def _take_slot(self, gate: Gate, delivery_id: UUID) -> None:
-        self._gates.start(gate, delivery_id)
-        self._lanes.of(gate).take(gate)
-        if gate.is_unproven:
-            self._lanes.unproven.take(gate)
-
-    def _release(self, gate: Gate) -> None:
-        self._gates.release(gate)
-        self._lanes.of(gate).take(gate, -1)
-        self._something.set()
+    # --- limits ---
 
     async def _learn(self, subscription_ids: set[UUID]) -> None:
         """The limits of those that this worker does not know yet."""
@@ -229,13 +186,10 @@ class Engine:
         while True:
             await asyncio.sleep(PARKED_LOOK_S)
             try:
-                self._gates.watch()
-                self._lanes.recount(self._gates.holding())
+                if self._room.look_around():
+                    self.sweep()
             except Exception:
                 log.exception("endpoints could not be looked at; they will be again")
-            if self._left_behind:
-                self._left_behind = False
-                self.sweep()
             if self._parked:
                 self._something.set()
 
@@ -262,22 +216,13 @@ class Engine:
                 self._something.set()
 
     async def _claim_hinted(self) -> bool:
-        most = min(MAX_CLAIM, self._lanes.free)
+        most = min(room.MAX_CLAIM, self._lanes.free)
         if not most or not (self._first or self._replays):
             return False
         reserved: dict[UUID, Gate] = {}
 
         def admit(subscription_id: UUID, delivery_id: UUID) -> Admission:
-            gate = self._gates[subscription_id]
-            if delivery_id in reserved or delivery_id in gate.started:
-                return Admission.SKIP
-            if self._reserve(gate, delivery_id):
-                reserved[delivery_id] = gate
-                return Admission.YES
-            if self._gates.is_held_up(gate):
-                self._left_behind = True
-                return Admission.FORGET
-            return Admission.CROWD if self._is_crowded_out(gate) else Admission.WAIT
+            return self._room.admit(subscription_id, delivery_id, reserved)
 
         wanted = self._first.take(most, admit)
         wanted += self._replays.take(most - len(wanted), admit)
@@ -300,17 +245,14 @@ class Engine:
 
         async def choose(due: Sequence[Due]) -> list[Choice | Park]:
             await self._learn({one.subscription_id for one in due})
-            found = Counter(one.rank for one in due)
-            hides = [found[rank] >= share for rank, share in enumerate(deliveries.shares_of(MAX_LOOK))]
-            choices: dict[UUID, Choice | Park] = {
-                one.id: self._choose(one, reserved, hides=hides[one.rank]) for one in _mixed(due)
-            }
-            return [choices[one.id] for one in due]
+            return self._room.choose(due, reserved)
 
         async def claim() -> list[Claimed]:
             nonlocal more
             async with self._database.driver() as driver:
-                swept = await deliveries.sweep(driver, MAX_LOOK, choose, margin_s=self._margin_s, grace_s=HINT_GRACE_S)
+                swept = await deliveries.sweep(
+                    driver, room.MAX_LOOK, choose, margin_s=self._margin_s, grace_s=HINT_GRACE_S
+                )
             more = swept.more
             for one in swept.parked:
                 self._parked.add(one.organization_id, one.subscription_id)
@@ -323,24 +265,8 @@ class Engine:
             self._sweep_wanted = True
         return bool(more)
 
-    def _choose(self, due: Due, reserved: dict[UUID, Gate], *, hides: bool) -> Choice | Park:
-        """`hides`: behind this one there may be others, which no sweep sees as long as it is left where it is."""
-        gate = self._gates[due.subscription_id]
-        if len(reserved) < MAX_CLAIM and self._reserve(gate, due.id):
-            reserved[due.id] = gate
-            return Choice.CLAIM
-        if due.id in gate.started:
-            return Choice.LEAVE
-        is_full = len(reserved) >= MAX_CLAIM or self._lanes.quick.free <= 0
-        if (is_full or not hides) and not gate.slow and self._gates.room(gate) > 0:
-            self._left_behind = True
-            return Choice.LEAVE  # it waits for a slot of this worker
-        if gate.circuit is BreakerState.CLOSED:
-            return Park(PendingReason.RATE_LIMITED, 0.0)
-        return Park(PendingReason.BREAKER_OPEN, self.circuits.opens_in_s(gate.id, gate.breaker))
-
     async def _claim_parked(self) -> bool:
-        wanted = self._room_for_parked()
+        wanted = self._room.for_parked()
         if not wanted:
             return False
         reserved: dict[UUID, Gate] = {}
@@ -352,48 +278,13 @@ class Engine:
             for claimed in claims:
                 gate = self._gates[claimed.subscription_id]
                 reserved[claimed.id] = gate
-                self._take_slot(gate, claimed.id)
+                self._room.take_slot(gate, claimed.id)
             for organization_id, want in wanted:
                 if found[want.subscription_id] < want.size:
                     self._parked.discard(organization_id, want.subscription_id)  # that was all
             return claims
 
         return await self._claim_and_send(claim, reserved) > 0
-
-    def _room_for_parked(self) -> list[tuple[UUID, ParkedRoom]]:
-        """How much of what is parked may be claimed now, and for whom."""
-        wanted: list[tuple[UUID, ParkedRoom]] = []
-        given: Counter[Lane | tuple[Lane, UUID]] = Counter()
-        # All that are looked at go to the end, or so many could stand before everybody; but who waits for a slot of its
-        # lane stands before who had its turn.
-        blocked: list[tuple[UUID, UUID]] = []
-        had_turn: list[tuple[UUID, UUID]] = []
-        left = MAX_CLAIM
-        for organization_id, one in islice(self._parked.turns(), MAX_PARKED_LOOK):
-            gate = self._gates[one]
-            size = min(self._gates.room(gate), left)
-            if size <= 0:
-                had_turn.append((organization_id, one))
-                continue
-            self._lanes.wants(gate)
-            lanes = [self._lanes.of(gate), *([self._lanes.unproven] if gate.is_unproven else [])]
-            for lane in lanes:
-                size = min(size, lane.free - given[lane], lane.room(gate) - given[lane, organization_id])
-            if size <= 0:
-                blocked.append((organization_id, one))
-                continue
-            had_turn.append((organization_id, one))
-            gate.turns += 1
-            wanted.append((organization_id, ParkedRoom(one, size, FIRST_RANKS[gate.turns % len(FIRST_RANKS)])))
-            left -= size
-            for lane in lanes:
-                given[lane] += size
-                given[lane, organization_id] += size
-            if not left:
-                break
-        for organization_id, one in blocked + had_turn:
-            self._parked.to_end(organization_id, one)
-        return wanted
 
     async def _claim_and_send(self, claim: Callable[[], Awaitable[list[Claimed]]], reserved: dict[UUID, Gate]) -> int:
         """Sends what `claim` claims, and gives the reserved slots of the others back. Returns how many it claimed.
@@ -430,13 +321,11 @@ class Engine:
                     await deliveries.hold(driver, held)
             return len(claims)
         finally:
-            for delivery_id, gate in reserved.items():
-                self._gates.withdraw(gate, delivery_id)
-                self._release(gate)
+            self._room.give_back(reserved)
 
     def _ended(self, gate: Gate, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._release(gate)
+        self._room.release(gate)
         if not task.cancelled() and (error := task.exception()) is not None:
             # Its lease ends and the sweep takes it up again; but this should not happen, so say it.
             log.error("a delivery could not be handled", exc_info=error)
@@ -490,16 +379,4 @@ class Engine:
         status = tried.status_code
         stalls = not ok and (status is None or status == 429 or status >= 500)
         self._gates.end(gate, claimed.id, ok=ok, stalls=stalls)
-        self.circuits.record(claimed.subscription_id, gate.breaker, ok=ok)
-
-
-def _mixed(due: Sequence[Due]) -> list[Due]:
-    """First attempts first; but where room is scarce, every fourth place is a retry's or a replay's in turn, or a long
-    backlog would keep them waiting for ever."""
-    first, retries, replays = ([one for one in due if one.rank == rank] for rank in range(3))
-    later = [one for pair in zip_longest(retries, replays) for one in pair if one is not None]
-    mixed: list[Due] = []
-    for at in range(0, max(len(first), 3 * len(later)), 3):
-        mixed += first[at : at + 3]
-        mixed += later[at // 3 : at // 3 + 1]
-    return mixed
+        self._room.circuits.record(claimed.subscription_id, gate.breaker, ok=ok)

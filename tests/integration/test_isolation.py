@@ -12,7 +12,7 @@ from core import hints, ids, settings
 from core.breakers import KEY
 from tests.platform import Platform, environment, eventually, platform
 from tests.receiver import Receiver
-from worker import engine
+from worker import engine, room
 from worker import main as worker
 
 ONCE = {"backoff_strategy": "fixed", "max_attempts": 1}
@@ -133,7 +133,7 @@ def test_two_workers_share_a_breaker(database_url: str, redis_url: str) -> None:
             async def both() -> bool:
                 one = ids.parse(ids.SUBSCRIPTION, found["subscription_id"])
                 assert p.engine is not None
-                return all(one in one_of_them.circuits._known for one_of_them in (p.engine, second))
+                return all(one in one_of_them._room.circuits._known for one_of_them in (p.engine, second))
 
             await eventually(both, 5, "both know")
 
@@ -239,7 +239,7 @@ def test_what_is_due_for_a_crowd_of_dead_endpoints_stands_before_nobody(
     database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Eight slots, forty endpoints that never answer; of what is due a sweep sees ten."""
-    monkeypatch.setattr(engine, "MAX_LOOK", 10)
+    monkeypatch.setattr(room, "MAX_LOOK", 10)
 
     async def test(p: Platform, receiver: Receiver) -> None:
         headers = await other_organization(p, receiver.url("/ok"))
