@@ -174,9 +174,9 @@ class Platform:
 
     async def _find_parts(self) -> None:
         running = find_running(self.data_dir)
-        if running is None or running.database_url is None:
+        if running is None or running.database_owner_url is None:
             raise BenchError("the embedded database can't be found")
-        self.database_url = running.database_url.replace("postgresql+asyncpg://", "postgresql://")
+        self.database_url = running.database_owner_url.replace("postgresql+asyncpg://", "postgresql://")
         fsync = (await self.query("SHOW fsync"))[0][0]
         if fsync != "on":
             raise BenchError(f"PostgreSQL runs with fsync {fsync}; figures would mean nothing")

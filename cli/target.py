@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from cli.embedded import find_running
 from cli.embedded.paths import read_secret
-from cli.supervisor.platform import DATABASE_URL, REDIS_URL, SECRET_KEYS
+from cli.supervisor.platform import DATABASE_URL, OWNER_URL, REDIS_URL, SECRET_KEYS
 from core.errors import HookwrightError, Unavailable
 from core.settings import PREFIX, Settings, WrongSettings, load
 
@@ -32,17 +32,25 @@ class NoDatabase(HookwrightError):
 
 
 def environment() -> dict[str, str]:
-    """Our settings as given; an empty URL or key list counts as not given, as in `hookwright up`."""
-    return {
+    """Our settings as given; an empty URL or key list counts as not given, as in `hookwright up`.
+
+    Raises `WrongSettings` for an owner of the database without the application's own URL."""
+    env = {
         name: value
         for name, value in os.environ.items()
-        if name.startswith(PREFIX) and (value or name not in STAND_INS)
+        if name.startswith(PREFIX) and (value or name not in {*STAND_INS, OWNER_URL})
     }
+    if OWNER_URL in env and DATABASE_URL not in env:
+        raise WrongSettings(f"{OWNER_URL} is set without {DATABASE_URL}, the application's own; set both or neither")
+    return env
 
 
-def complete(data_dir: Path) -> dict[str, str]:
-    """The environment, and where it lacks a URL, that of the embedded service which runs on the folder."""
+def complete(data_dir: Path, *, owner: bool = False) -> dict[str, str]:
+    """The environment, and where it lacks a URL, that of the embedded service which runs on the folder. The
+    schema's owner is among them with `owner` alone, so that no other command acts as it."""
     env = environment()
+    if not owner:
+        env.pop(OWNER_URL, None)
     if DATABASE_URL in env and REDIS_URL in env:
         return env
     running = find_running(data_dir)
@@ -50,6 +58,8 @@ def complete(data_dir: Path) -> dict[str, str]:
         return env
     if DATABASE_URL not in env and running.database_url is not None:
         env[DATABASE_URL] = running.database_url
+        if owner and running.database_owner_url is not None:
+            env[OWNER_URL] = running.database_owner_url
         if running.secret_keys_file.exists():
             env.setdefault(SECRET_KEYS, read_secret(running.secret_keys_file))
     if running.redis_url is not None:
@@ -57,12 +67,12 @@ def complete(data_dir: Path) -> dict[str, str]:
     return env
 
 
-def settings(data_dir: Path, *, keys: bool = False) -> Settings:
-    """The settings of a command that needs the database alone, and with `keys` the secret keys.
+def settings(data_dir: Path, *, keys: bool = False, owner: bool = False) -> Settings:
+    """The settings of a command that needs the database alone, with `keys` the secret keys, with `owner` its owner.
 
     Raises `NoDatabase` when none is configured and none runs, `WrongSettings` when a setting is wrong.
     """
-    env = complete(data_dir)
+    env = complete(data_dir, owner=owner)
     if DATABASE_URL not in env:
         raise NoDatabase(
             f"No database: nothing runs on the data folder {data_dir}. Start the platform with `hookwright up`, name "
@@ -98,9 +108,16 @@ async def session(given: Settings) -> AsyncIterator[AsyncSession]:
         await database.close()
 
 
-async def reach(database: Database, given: Settings) -> None:
+async def role(given: Settings) -> str:
+    """The application's role, which must be able to sign in to be granted anything."""
+    async with session(given) as opened:
+        connection = await opened.connection()
+        return str((await connection.exec_driver_sql("SELECT current_user")).scalar_one())
+
+
+async def reach(database: Database, url: str) -> None:
     """Connects once, so that a database that can't be reached is told from what fails later."""
-    with database_faults(given.database_url):
+    with database_faults(url):
         async with database.engine.connect():
             pass
 

@@ -1,8 +1,12 @@
-"""Daily partitions of events, deliveries and attempts: made ahead, dropped by retention."""
+"""Daily partitions of events, deliveries and attempts: made ahead, dropped by retention.
+
+Both are done by functions in the database (migration 0003), which have the rights for it: the application's role owns
+no table (`core.roles`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -15,7 +19,6 @@ from core.database import Database
 
 TABLES = ("events", "deliveries", "attempts")
 DAYS_AHEAD = 7
-DROP_LOCK_TIMEOUT_MS = 500
 _LOCK = 0x686F6F6B  # "hook": one process at a time changes partitions
 
 log = structlog.get_logger(__name__)
@@ -50,14 +53,9 @@ async def ensure(driver: Any, days: Iterable[date]) -> None:
         await driver.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
         present = {row["relname"] for row in await driver.fetch(_PARTITIONS, list(TABLES))}
         for day in sorted(set(days)):
-            low, high = ids.day_bounds(day)
             for table in TABLES:
-                name = name_of(table, day)
-                if name not in present:
-                    await driver.execute(f"CREATE TABLE {name} (LIKE {table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS)")
-                    await driver.execute(
-                        f"ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ('{low}') TO ('{high}')"
-                    )
+                if name_of(table, day) not in present:
+                    await driver.execute("SELECT make_partition($1, $2)", table, day)
 
 
 def days_ahead(today: date) -> list[date]:
@@ -83,37 +81,27 @@ async def drop_expired(database: Database, today: date, retention_days: int) -> 
     async with database.driver() as driver:
         names = [row["relname"] for row in await driver.fetch(_PARTITIONS, list(TABLES))]
         for day in sorted({day for day in map(day_in, names) if day is not None and day < end}):
-            present = [name for table in TABLES if (name := name_of(table, day)) in names]
-            (dropped if await _drop_day(driver, day, present) else kept).append(day)
+            (dropped if await _drop_day(driver, day) else kept).append(day)
         oldest = min([*kept, end])
         await _forget(driver, UUID(int=0), ids.day_bounds(oldest)[0])  # what a day dropped before has left
     return dropped
 
 
-async def _drop_day(driver: Any, day: date, present: Sequence[str]) -> bool:
-    holds = name_of("deliveries", day) if name_of("deliveries", day) in present else None
+async def _drop_day(driver: Any, day: date) -> bool:
+    low, high = ids.day_bounds(day)
     try:
-        if holds and await driver.fetchval(_UNFINISHED.format(holds)):
+        if await driver.fetchval(_UNFINISHED.format(low, high)):
             log.warning("partition kept past retention: it holds unfinished deliveries", day=str(day))
             return False
         # Before the drop, and without its locks: once an `event_id` is forgotten, it may come again as a new event.
-        await _forget(driver, *ids.day_bounds(day))
+        await _forget(driver, low, high)
         async with driver.transaction():
             await driver.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
-            # While this waits for the transactions before it, all others wait behind it: so not for long.
-            await driver.execute(f"SET LOCAL lock_timeout = '{DROP_LOCK_TIMEOUT_MS}ms'")
-            await driver.execute(f"LOCK TABLE ONLY {', ONLY '.join(TABLES)} IN ACCESS EXCLUSIVE MODE")
-            # Again: a replay may have turned a finished delivery of this day into a pending one.
-            if holds and await driver.fetchval(_UNFINISHED.format(holds)):
-                return False
-            for name in present:
-                await driver.execute(f"DROP TABLE {name}")
+            dropped: bool = await driver.fetchval("SELECT drop_partitions($1)", day)
+            return dropped
     except asyncpg.LockNotAvailableError:
         log.warning("partition kept for now: its table is busy", day=str(day))
         return False
-    except asyncpg.UndefinedTableError:  # another process was quicker
-        return False
-    return True
 
 
 async def _forget(driver: Any, low: UUID, high: UUID) -> None:
@@ -128,7 +116,10 @@ SELECT child.relname
 FROM pg_inherits JOIN pg_class child ON child.oid = inhrelid JOIN pg_class parent ON parent.oid = inhparent
 WHERE parent.relname = ANY($1) AND parent.relnamespace = current_schema()::regnamespace
 """
-_UNFINISHED = "SELECT EXISTS (SELECT FROM {} WHERE state IN ('pending', 'sending'))"
+# The bounds as literals, so that PostgreSQL sees at once that they are a whole partition.
+_UNFINISHED = """
+SELECT EXISTS (SELECT FROM deliveries WHERE id >= '{}' AND id < '{}' AND state IN ('pending', 'sending'))
+"""
 
 BULK = 10_000
 _FORGET_KEYS = """

@@ -14,7 +14,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 import migrations
-from core import partitions
+from core import partitions, roles
 from core.database import Database
 
 log = structlog.get_logger(__name__)
@@ -28,20 +28,25 @@ def config() -> Config:
     return settings
 
 
-async def migrate(database: Database) -> None:
+async def migrate(database: Database, application_role: str | None = None) -> None:
     """Applies every migration that is missing, one process at a time, then makes partitions ahead.
+
+    With `application_role`, `database` is reached as the schema's owner, and that role is given what the application
+    needs (`core.roles`). Raises `WrongRoles` when it owns the schema itself.
 
     A schema that a newer release has left is not touched: migrations add, or say what they take away, so that two
     releases can work side by side, and whoever goes back a release needs it to start. They may take long on large
     tables: `database` should have no `command_timeout_s`.
     """
     async with database.engine.begin() as connection:
-        await connection.run_sync(_upgrade)
+        await connection.run_sync(_upgrade, application_role)
     await partitions.ensure_ahead(database, datetime.now(UTC).date())
 
 
-def _upgrade(connection: Connection) -> None:
+def _upgrade(connection: Connection, application_role: str | None) -> None:
     connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7236832)")
+    if application_role is not None:
+        roles.refuse_owner(connection, application_role)
     settings = config()
     current = MigrationContext.configure(connection).get_current_revision()
     if is_newer(current):
@@ -49,6 +54,8 @@ def _upgrade(connection: Connection) -> None:
         return
     settings.attributes["connection"] = connection
     command.upgrade(settings, "head")
+    if application_role is not None:
+        roles.grant(connection, application_role)
 
 
 def is_newer(revision: str | None) -> bool:

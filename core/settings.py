@@ -34,8 +34,11 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
-    # These three hold secrets, so `repr` leaves them out.
+    # These four hold secrets, so `repr` leaves them out.
     database_url: str = Field(repr=False, description="PostgreSQL, as postgresql://user:password@host:port/name")
+    database_owner_url: str | None = Field(
+        None, repr=False, description="The same database by the role that owns the schema; for hookwright migrate"
+    )
     redis_url: str = Field(repr=False, description="Redis or Valkey, as redis://…, rediss://… or unix:///path")
     secret_keys: Words = Field(
         repr=False, description="Encryption keys, base64 of 32 bytes each, comma-separated, newest first"
@@ -88,6 +91,11 @@ class Settings(BaseSettings):
     @classmethod
     def _is_postgresql(cls, value: str) -> str:
         return urls.postgresql(value)
+
+    @field_validator("database_owner_url")
+    @classmethod
+    def _is_postgresql_or_none(cls, value: str | None) -> str | None:
+        return urls.postgresql(value) if value else None
 
     @field_validator("redis_url")
     @classmethod

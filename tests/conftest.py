@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 
+from cli.embedded.postgres import ROLE
 from core import schema
 from core.database import Database
 from tests.services import Services
@@ -28,7 +29,7 @@ def template(services: Services) -> str:
 
     async def migrate() -> None:
         database = Database(url)
-        await schema.migrate(database)
+        await schema.migrate(database, ROLE)
         await database.close()
 
     asyncio.run(migrate())
@@ -36,10 +37,17 @@ def template(services: Services) -> str:
 
 
 @pytest.fixture
-def database_url(services: Services, template: str) -> Iterator[str]:
+def owner_url(services: Services, template: str) -> Iterator[str]:
+    """The database of `database_url`, for tests that change its schema."""
     url = services.create_database(template)
     yield url
     services.drop_database(url)
+
+
+@pytest.fixture
+def database_url(services: Services, owner_url: str) -> str:
+    """By the application's role, so that every test shows that it may do what it needs."""
+    return services.application_url(owner_url)
 
 
 @pytest.fixture

@@ -52,8 +52,8 @@ class Services:
 
     @property
     def database_url(self) -> str:
-        """Of the database that every other is made from; tests use `create_database`."""
-        return self._postgres.url
+        """Of the database that every other is made from, as the owner; tests use `create_database`."""
+        return self._postgres.owner_url
 
     @property
     def redis_url(self) -> str:
@@ -69,13 +69,18 @@ class Services:
         shutil.rmtree(self._data_dir.parent)
 
     def create_database(self, template: str | None = None) -> str:
-        """A new database's URL; `template` is the URL or the name of one that nobody is connected to."""
+        """A new database's URL, as the owner; `template` is the URL or the name of one that nobody is connected to."""
         name = f"test_{secrets.token_hex(6)}"
         # Through the WAL each page is written twice; copying files waits for the disk, and memory has none.
         strategy = "file_copy" if IN_MEMORY else "wal_log"
         source = f' TEMPLATE "{_name(template)}" STRATEGY {strategy}' if template else ""
         self._execute(f'CREATE DATABASE "{name}"{source}')
         return make_url(self.database_url).set(database=name).render_as_string(hide_password=False)
+
+    def application_url(self, owner_url: str) -> str:
+        """The same database by the role that the platform has, which must have been granted what it needs."""
+        ours = make_url(self._postgres.url)
+        return ours.set(database=make_url(owner_url).database).render_as_string(hide_password=False)
 
     def drop_database(self, database: str) -> None:
         """By its URL or its name; connections to it are ended."""

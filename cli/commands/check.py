@@ -11,7 +11,7 @@ import typer
 from cli import target
 from cli.options import DEFAULT_DATA_DIR, DataDir
 from cli.output import give, say
-from cli.supervisor.platform import DATABASE_URL, REDIS_URL, SECRET_KEYS
+from cli.supervisor.platform import DATABASE_URL, OWNER_URL, REDIS_URL, SECRET_KEYS
 from core.errors import HookwrightError
 from core.settings import Settings, load
 
@@ -38,7 +38,7 @@ def check(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     give("ok     settings")
     looks: list[Callable[[Settings], Awaitable[str]]] = []
     if DATABASE_URL not in missing:
-        looks += [look_at_postgresql, look_at_schema]
+        looks += [look_at_postgresql, look_at_schema, look_at_roles]
     if REDIS_URL not in missing:
         looks.append(look_at_redis)
     looks.append(look_at_ca_file)
@@ -81,7 +81,7 @@ async def look_at_schema(settings: Settings) -> str:
 
     database = Database(settings.database_url, pool_size=2, name="hookwright-check")
     try:
-        await target.reach(database, settings)
+        await target.reach(database, settings.database_url)
         current, needed = await schema.state(database)
     finally:
         await database.close()
@@ -90,6 +90,21 @@ async def look_at_schema(settings: Settings) -> str:
     if current != needed:
         raise Fault(f"The schema is at {current or 'nothing'} and must be at {needed}; run: hookwright migrate")
     return f"schema at revision {current}"
+
+
+async def look_at_roles(settings: Settings) -> str:
+    """Not a fault: whoever has one role for everything has chosen so."""
+    from core import roles
+    from core.database import driver_of
+
+    async with target.session(settings) as session:
+        driver = await driver_of(session)
+        if await driver.fetchval("SELECT to_regclass('audit_log')") is None:
+            return ""  # the schema is missing, which has been said
+        weak = await roles.why_unguarded(driver)
+    if weak is None:
+        return "audit log: only ever added to; the application's role could not rewrite it"
+    return f"audit log: kept by triggers alone, since {weak}; to give it more, set {OWNER_URL} (docs/operations.md)"
 
 
 async def look_at_redis(settings: Settings) -> str:

@@ -77,20 +77,24 @@ def worker() -> None:
 
 def migrate(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     """Bring the database to the schema of this version."""
-    settings = target.settings(data_dir)
+    settings = target.settings(data_dir, owner=True)
     logs.configure(settings.log_level, settings.log_format)
     import asyncio
 
     from core import schema
     from core.database import Database
 
+    url = settings.database_owner_url or settings.database_url
+
     async def run() -> None:
+        role = None if settings.database_owner_url is None else await target.role(settings)
         # To build an index takes as long as it takes.
-        database = Database(settings.database_url, pool_size=2, name="hookwright-migrate", command_timeout_s=None)
+        database = Database(url, pool_size=2, name="hookwright-migrate", command_timeout_s=None)
         try:
-            await target.reach(database, settings)
+            await target.reach(database, url)
             before, _ = await schema.state(database)
-            await schema.migrate(database)
+            with target.database_faults(url):
+                await schema.migrate(database, role)
             after, _ = await schema.state(database)
         finally:
             await database.close()

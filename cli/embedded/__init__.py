@@ -3,7 +3,8 @@
 ```
 data_dir/
 ├── postgres/            the database cluster (or, as root, see `postgres.location`)
-├── postgres.password    mode 600; also `postgres.lock`, held while it runs
+├── postgres.password    mode 600, the owner's; also `postgres.lock`, held while it runs
+├── postgres.app.password    mode 600, the application's
 ├── postgres.location    only as root, if the database's user can't enter data_dir: where it is
 ├── valkey/              append-only file; beside it `valkey.lock`
 ├── secret_keys          mode 600: without it, sealed secrets in the database can't be opened

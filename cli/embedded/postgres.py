@@ -29,10 +29,12 @@ from cli.process import Command, describe_exit, log_tail, run_to_end
 from cli.service import Service, StartError
 
 DATABASE = "hookwright"
-ROLE = "hookwright"
+OWNER = "hookwright"  # made by initdb, so a superuser
+ROLE = "hookwright_app"  # the application's, which owns nothing (core.roles)
 PORT = 5432  # no TCP port: it only names the socket file
 SOCKET_NAME = f".s.PGSQL.{PORT}"
-PASSWORD_FILE = "postgres.password"  # noqa: S105 - a file's name
+OWNER_PASSWORD_FILE = "postgres.password"  # noqa: S105 - a file's name
+PASSWORD_FILE = "postgres.app.password"  # noqa: S105 - a file's name
 LOCK_FILE = "postgres.lock"
 DRAFT_PREFIX = ".postgres-new-"
 
@@ -96,8 +98,16 @@ class EmbeddedPostgres(Service):
 
     @property
     def url(self) -> str:
-        """For SQLAlchemy with asyncpg; known once `prepare` ran."""
-        return _url(self.socket_dir, read_secret(self.place.home / PASSWORD_FILE))
+        """The application's, for SQLAlchemy with asyncpg; known once `prepare` ran."""
+        return _url(self.socket_dir, ROLE, self._password(PASSWORD_FILE))
+
+    @property
+    def owner_url(self) -> str:
+        """The schema's owner's, for migrations."""
+        return _url(self.socket_dir, OWNER, self._password(OWNER_PASSWORD_FILE))
+
+    def _password(self, file: str) -> str:
+        return read_secret(self.place.home / file)
 
     @property
     def socket_dir(self) -> Path:
@@ -125,6 +135,7 @@ class EmbeddedPostgres(Service):
             if not place.cluster.exists():
                 await self._make_cluster()
             self._check_version()
+            _make_password(place.home / PASSWORD_FILE)  # here: a cluster that an earlier release made has none
         except BaseException:
             self.close()
             raise
@@ -173,7 +184,7 @@ class EmbeddedPostgres(Service):
         import asyncpg  # 0.1 s, which only this process pays
 
         try:
-            await self._connect_once(DATABASE)
+            await self._connect_once(DATABASE, _MAKE_ROLE.format(password=self._password(PASSWORD_FILE)))
         except asyncpg.InvalidCatalogNameError:
             return await self._create_database()
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as fault:
@@ -196,20 +207,19 @@ class EmbeddedPostgres(Service):
     def _cluster_name(self) -> str:
         return f"hookwright-{folder_id(self.place.home)}"
 
-    async def _connect_once(self, database: str, statement: str | None = None) -> None:
+    async def _connect_once(self, database: str, statement: str) -> None:
         import asyncpg
 
         connection = await asyncpg.connect(
             host=str(self.socket_dir),
             port=PORT,
-            user=ROLE,
-            password=read_secret(self.place.home / PASSWORD_FILE),
+            user=OWNER,
+            password=self._password(OWNER_PASSWORD_FILE),
             database=database,
             timeout=5,
         )
         try:
-            if statement is not None:
-                await connection.execute(statement)
+            await connection.execute(statement)
         finally:
             await connection.close()
 
@@ -220,16 +230,15 @@ class EmbeddedPostgres(Service):
             await self._connect_once("postgres", f'CREATE DATABASE "{DATABASE}"')
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as fault:
             return f"the database {DATABASE} can't be created: {fault}"
-        return None
+        return "the database has just been created"  # asked again, it gets its role
 
     async def _make_cluster(self) -> None:
         """In a folder of its own, renamed when whole: an initdb that was killed leaves nothing half-made."""
         place = self.place
         for abandoned in place.home.glob(f"{DRAFT_PREFIX}*"):
             shutil.rmtree(abandoned)
-        password_file = place.home / PASSWORD_FILE
-        if not password_file.exists():
-            write_secret_once(password_file, secrets.token_urlsafe(32))
+        password_file = place.home / OWNER_PASSWORD_FILE
+        _make_password(password_file)
         draft = place.home / f"{DRAFT_PREFIX}{secrets.token_hex(4)}"
         draft.mkdir(mode=0o700)
         readable = draft / "password"  # the account can't read ours
@@ -254,7 +263,7 @@ class EmbeddedPostgres(Service):
             argv=(
                 str(self._bin / "initdb"),
                 f"--pgdata={folder}",
-                f"--username={ROLE}",
+                f"--username={OWNER}",
                 f"--pwfile={password_file}",
                 "--auth=scram-sha-256",
                 "--encoding=UTF8",
@@ -286,8 +295,26 @@ class EmbeddedPostgres(Service):
             return None
 
 
-def running_postgres_url(data_dir: Path) -> tuple[Path, str] | None:
-    """The socket and the URL, whether or not anything listens; None without a cluster. Changes nothing."""
+# Each start: the file is right, and whatever else the role was given is taken away. Nothing in a statement that
+# succeeds is logged.
+_MAKE_ROLE = f"""
+DO $$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{ROLE}') THEN
+        CREATE ROLE {ROLE};
+    END IF;
+END $$;
+ALTER ROLE {ROLE} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS PASSWORD '{{password}}'
+"""
+
+
+def _make_password(path: Path) -> None:
+    if not path.exists():
+        write_secret_once(path, secrets.token_urlsafe(32))
+
+
+def running_postgres_urls(data_dir: Path) -> tuple[Path, str, str] | None:
+    """The socket and the URLs of the application and of the owner, whether or not anything listens; None without a
+    cluster. Changes nothing."""
     home = find_home(data_dir)
     if home is None:
         return None
@@ -296,14 +323,17 @@ def running_postgres_url(data_dir: Path) -> tuple[Path, str] | None:
     if not folder.exists():
         return None
     verify_socket_dir(folder, uid)
-    return folder / SOCKET_NAME, _url(folder, read_secret(home / PASSWORD_FILE))
+    owner_url = _url(folder, OWNER, read_secret(home / OWNER_PASSWORD_FILE))
+    if not (home / PASSWORD_FILE).exists():  # an earlier release runs there, which knows the owner alone
+        return folder / SOCKET_NAME, owner_url, owner_url
+    return folder / SOCKET_NAME, _url(folder, ROLE, read_secret(home / PASSWORD_FILE)), owner_url
 
 
-def _url(socket_dir: Path, password: str) -> str:
+def _url(socket_dir: Path, role: str, password: str) -> str:
     # The port is said because asyncpg would otherwise take $PGPORT. The password needs no escaping: it is
     # base64 for URLs.
     query = urlencode({"host": str(socket_dir), "port": PORT}, safe="/")
-    return f"postgresql+asyncpg://{ROLE}:{password}@/{DATABASE}?{query}"
+    return f"postgresql+asyncpg://{role}:{password}@/{DATABASE}?{query}"
 
 
 def _server_env() -> dict[str, str]:

@@ -19,6 +19,7 @@ from cli.supervisor.ports import base_url, free_port, reachable_host, why_not_20
 from cli.supervisor.supervisor import Supervisor
 
 DATABASE_URL = "HOOKWRIGHT_DATABASE_URL"
+OWNER_URL = "HOOKWRIGHT_DATABASE_OWNER_URL"
 REDIS_URL = "HOOKWRIGHT_REDIS_URL"
 SECRET_KEYS = "HOOKWRIGHT_SECRET_KEYS"  # noqa: S105 - a variable's name
 
@@ -93,6 +94,7 @@ async def _start(
     port = free_port(host, port)
     await _start_services(supervisor, data_dir, env)
     code = await run_to_end(Command("migrate", programs.migrate, env=env))
+    env = {name: value for name, value in env.items() if name != OWNER_URL}  # whoever serves need not know it
     if code != 0:
         raise StartError(f"the database can't be brought up to date: migrate ended ({describe_exit(code)})")
     listen = ("--host", host, "--port", str(port))
@@ -116,6 +118,8 @@ async def _start_services(supervisor: Supervisor, data_dir: Path, env: dict[str,
     await supervisor.start_together(*services, stage=SERVICES)
     for variable, service in embedded.items():
         env[variable] = service.url
+        if isinstance(service, EmbeddedPostgres):
+            env[OWNER_URL] = service.owner_url
     # Only beside an embedded database: keys for a shared one must not come from this machine's disk.
     if DATABASE_URL in embedded and not env.get(SECRET_KEYS):
         env[SECRET_KEYS] = ensure_secret_keys(data_dir)

@@ -1,4 +1,4 @@
-"""Users, sessions and ways to sign in; tiers of API keys; the audit log; redaction and erasure
+"""Users, sessions and ways to sign in; tiers of API keys; the audit log; redaction and erasure; partitions by function
 
 Adding the reason for redacted events reads all of `deliveries` once, under its lock.
 
@@ -109,28 +109,105 @@ CREATE INDEX ix_audit_log_organization_id_id ON audit_log (organization_id, id);
 CREATE INDEX ix_audit_log_resource_id ON audit_log (resource, id);
 """
 
-# A row may go only with its whole organization, and only once that was marked as deleted.
+# A row may go only with its whole organization, and only once that was marked as deleted, which can't be taken back.
+# `search_path` is fixed: who may make temporary tables could otherwise put an organization of their own in its place.
 APPEND_ONLY = """
-CREATE FUNCTION audit_log_is_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION audit_log_is_append_only() RETURNS trigger LANGUAGE plpgsql SET search_path = {schema}, pg_temp AS $$
 BEGIN
-    IF TG_OP = 'DELETE' AND EXISTS (
-        SELECT FROM organizations WHERE id = OLD.organization_id AND deleted_at IS NOT NULL
-    ) THEN
-        RETURN OLD;
+    IF TG_OP = 'DELETE' THEN
+        IF EXISTS (SELECT FROM organizations WHERE id = OLD.organization_id AND deleted_at IS NOT NULL) THEN
+            RETURN OLD;
+        END IF;
     END IF;
     RAISE EXCEPTION 'the audit log is only ever added to' USING ERRCODE = 'insufficient_privilege';
 END
-$$;
+$$
+"""
+DELETED_FOR_GOOD = """
+CREATE FUNCTION organizations_are_deleted_for_good() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'a deleted organization stays deleted' USING ERRCODE = 'insufficient_privilege';
+END
+$$
+"""
+TRIGGERS = """
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON audit_log
     FOR EACH ROW EXECUTE FUNCTION audit_log_is_append_only();
 CREATE TRIGGER append_only_as_a_whole BEFORE TRUNCATE ON audit_log
     FOR EACH STATEMENT EXECUTE FUNCTION audit_log_is_append_only();
+CREATE TRIGGER deleted_for_good BEFORE UPDATE ON organizations
+    FOR EACH ROW WHEN (OLD.deleted_at IS NOT NULL AND NEW.deleted_at IS DISTINCT FROM OLD.deleted_at)
+    EXECUTE FUNCTION organizations_are_deleted_for_good();
+"""
+
+# Run with the rights of the schema's owner, so that the application's role can make and drop days, and nothing else,
+# without owning a table. They take a table that is known and a day; no text of the caller's becomes part of a
+# statement. A partition carries no grants: it is reached through its table, which has them.
+MAKE_PARTITION = """
+CREATE FUNCTION make_partition(parent text, day date) RETURNS void
+LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = {schema}, pg_temp SET timezone = 'UTC' AS $$
+DECLARE
+    name text := parent || '_p' || to_char(day, 'YYYYMMDD');
+    low text := to_hex((extract(epoch FROM day) * 1000)::bigint);
+    high text := to_hex((extract(epoch FROM day + 1) * 1000)::bigint);
+BEGIN
+    IF parent NOT IN ('events', 'deliveries', 'attempts') OR day NOT BETWEEN '1970-01-01' AND '9999-12-30' THEN
+        RAISE EXCEPTION 'there are partitions of events, deliveries and attempts, from 1970 to 9999'
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', name, parent);
+    EXECUTE format(
+        'ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', parent, name,
+        (lpad(low, 12, '0') || repeat('0', 20))::uuid, (lpad(high, 12, '0') || repeat('0', 20))::uuid
+    );
+END
+$$
+"""
+# While this waits for the transactions before it, all others wait behind it: so not for long. That no delivery is
+# unfinished is looked at under the locks: a replay may have turned a finished one into a pending one.
+DROP_PARTITIONS = """
+CREATE FUNCTION drop_partitions(day date) RETURNS boolean
+LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = {schema}, pg_temp SET lock_timeout = '500ms' AS $$
+DECLARE
+    parent text;
+    name text;
+    unfinished boolean;
+BEGIN
+    LOCK TABLE ONLY events, ONLY deliveries, ONLY attempts IN ACCESS EXCLUSIVE MODE;
+    FOREACH parent IN ARRAY ARRAY['deliveries', 'events', 'attempts'] LOOP
+        name := parent || '_p' || to_char(day, 'YYYYMMDD');
+        CONTINUE WHEN NOT EXISTS (
+            SELECT FROM pg_inherits WHERE inhrelid = to_regclass(quote_ident(name)) AND inhparent = to_regclass(parent)
+        );
+        IF parent = 'deliveries' THEN
+            EXECUTE format('SELECT EXISTS (SELECT FROM %I WHERE state IN (''pending'', ''sending''))', name)
+                INTO unfinished;
+            IF unfinished THEN
+                RETURN false;
+            END IF;
+        END IF;
+        EXECUTE format('DROP TABLE %I', name);
+    END LOOP;
+    RETURN true;
+END
+$$
+"""
+NOT_FOR_ALL = """
+REVOKE ALL ON FUNCTION make_partition(text, date) FROM PUBLIC;
+REVOKE ALL ON FUNCTION drop_partitions(date) FROM PUBLIC;
 """
 
 
 def upgrade() -> None:
-    for statement in DDL.split(";\n"):
+    _execute_each(DDL)
+    schema = op.get_bind().exec_driver_sql("SELECT quote_ident(current_schema())").scalar_one()
+    for function in (APPEND_ONLY, DELETED_FOR_GOOD, MAKE_PARTITION, DROP_PARTITIONS):
+        op.execute(function.replace("{schema}", schema))
+    _execute_each(TRIGGERS)
+    _execute_each(NOT_FOR_ALL)
+
+
+def _execute_each(statements: str) -> None:
+    for statement in statements.split(";\n"):
         if statement.strip():
             op.execute(statement)
-    for statement in APPEND_ONLY.split(";\nCREATE TRIGGER"):
-        op.execute(statement if statement.startswith("\nCREATE FUNCTION") else f"CREATE TRIGGER{statement}")

@@ -151,7 +151,7 @@ class Parts:
     @property
     def hog_url(self) -> str:
         """For sessions that only take up connections."""
-        return plain_url(self._embedded_postgres.url)
+        return plain_url(self._embedded_postgres.owner_url)
 
     async def drop(self, url: str) -> None:
         if not self.postgres.runs:
@@ -194,7 +194,7 @@ class Parts:
                 return None
 
     def _url(self, database: str) -> str:
-        return make_url(self._embedded_postgres.url).set(database=database).render_as_string(hide_password=False)
+        return make_url(self._embedded_postgres.owner_url).set(database=database).render_as_string(hide_password=False)
 
     async def _create_database(self, how: str) -> str:
         name = f"fault_{secrets.token_hex(6)}"

@@ -57,7 +57,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 
 async def sql(postgres: EmbeddedPostgres, statement: str) -> Any:
-    connection = await asyncpg.connect(plain_url(postgres.url))
+    connection = await asyncpg.connect(plain_url(postgres.owner_url))
     try:
         return await connection.fetchval(statement)
     finally:
