@@ -5,7 +5,17 @@ from __future__ import annotations
 from starlette.routing import BaseRoute, Route
 
 from app import health, pages
-from app.api import breakers, deliveries, event_types, events, organizations, performance, replays, subscriptions
+from app.api import (
+    audit_log,
+    breakers,
+    deliveries,
+    event_types,
+    events,
+    organizations,
+    performance,
+    replays,
+    subscriptions,
+)
 from app.api.calls import Action, Handler, Resource
 from core.api_keys import (
     DELIVERIES_READ,
@@ -19,10 +29,18 @@ from core.api_keys import (
 
 
 def _ingests(handler: Handler, max_body: str) -> Action:
-    return Action(handler, EVENTS_WRITE, keeps_own_keys=True, rechecks_credential=True, max_body=max_body)
+    return Action(
+        handler,
+        EVENTS_WRITE,
+        keeps_own_keys=True,
+        rechecks_credential=True,
+        max_body=max_body,
+        unaudited="the event is its own record, and they are many",
+    )
 
 
-# The API: each method names its scope. The busiest first: Starlette tries them in order.
+# The API: each method names its scope, and one that changes something its entry in the audit log. The busiest first:
+# Starlette tries them in order.
 API: dict[str, dict[str, Action]] = {
     "/v1/events": {
         "POST": _ingests(events.create, "event_max_bytes"),
@@ -33,61 +51,80 @@ API: dict[str, dict[str, Action]] = {
     "/v1/events/{id}/deliveries": {"GET": Action(events.deliveries, DELIVERIES_READ, lists=True)},
     "/v1/deliveries": {"GET": Action(deliveries.index, DELIVERIES_READ, lists=True)},
     "/v1/deliveries/{id}": {"GET": Action(deliveries.show, DELIVERIES_READ)},
-    "/v1/deliveries/{id}/replay": {"POST": Action(deliveries.replay, DELIVERIES_REPLAY)},
-    "/v1/deliveries/{id}/discard": {"POST": Action(deliveries.discard, DELIVERIES_REPLAY)},
+    "/v1/deliveries/{id}/replay": {"POST": Action(deliveries.replay, DELIVERIES_REPLAY, audited="delivery.replayed")},
+    "/v1/deliveries/{id}/discard": {
+        "POST": Action(deliveries.discard, DELIVERIES_REPLAY, audited="delivery.discarded")
+    },
     "/v1/webhooks/subscriptions": {
-        "POST": Action(subscriptions.create, SUBSCRIPTIONS_WRITE),
+        "POST": Action(subscriptions.create, SUBSCRIPTIONS_WRITE, audited="subscription.created"),
         "GET": Action(subscriptions.index, SUBSCRIPTIONS_READ, lists=True),
     },
     "/v1/webhooks/subscriptions/{id}": {
         "GET": Action(subscriptions.show, SUBSCRIPTIONS_READ),
-        "PATCH": Action(subscriptions.update, SUBSCRIPTIONS_WRITE),
-        "DELETE": Action(subscriptions.delete, SUBSCRIPTIONS_WRITE),
+        "PATCH": Action(subscriptions.update, SUBSCRIPTIONS_WRITE, audited="subscription.updated"),
+        "DELETE": Action(subscriptions.delete, SUBSCRIPTIONS_WRITE, audited="subscription.deleted"),
     },
-    "/v1/webhooks/subscriptions/{id}/pause": {"POST": Action(subscriptions.pause, SUBSCRIPTIONS_WRITE)},
-    "/v1/webhooks/subscriptions/{id}/resume": {"POST": Action(subscriptions.resume, SUBSCRIPTIONS_WRITE)},
-    "/v1/webhooks/subscriptions/{id}/secret/rotate": {"POST": Action(subscriptions.rotate_secret, SUBSCRIPTIONS_WRITE)},
+    "/v1/webhooks/subscriptions/{id}/pause": {
+        "POST": Action(subscriptions.pause, SUBSCRIPTIONS_WRITE, audited="subscription.paused")
+    },
+    "/v1/webhooks/subscriptions/{id}/resume": {
+        "POST": Action(subscriptions.resume, SUBSCRIPTIONS_WRITE, audited="subscription.resumed")
+    },
+    "/v1/webhooks/subscriptions/{id}/secret/rotate": {
+        "POST": Action(subscriptions.rotate_secret, SUBSCRIPTIONS_WRITE, audited="subscription.secret_rotated")
+    },
     "/v1/webhooks/subscriptions/{id}/test": {
-        "POST": Action(subscriptions.test, SUBSCRIPTIONS_WRITE, keeps_own_keys=True, max_body="event_max_bytes")
+        "POST": Action(
+            subscriptions.test,
+            SUBSCRIPTIONS_WRITE,
+            keeps_own_keys=True,
+            max_body="event_max_bytes",
+            audited="subscription.tested",
+        )
     },
     "/v1/webhooks/subscriptions/{id}/deliveries": {
         "GET": Action(subscriptions.deliveries_of, DELIVERIES_READ, lists=True)
     },
     "/v1/webhooks/subscriptions/{id}/circuit-breaker": {"GET": Action(breakers.show, SUBSCRIPTIONS_READ)},
-    "/v1/webhooks/subscriptions/{id}/circuit-breaker/reset": {"POST": Action(breakers.reset, SUBSCRIPTIONS_WRITE)},
+    "/v1/webhooks/subscriptions/{id}/circuit-breaker/reset": {
+        "POST": Action(breakers.reset, SUBSCRIPTIONS_WRITE, audited="circuit_breaker.reset")
+    },
     "/v1/webhooks/subscriptions/{id}/health": {"GET": Action(performance.health_of, SUBSCRIPTIONS_READ)},
     "/v1/webhooks/subscriptions/{id}/performance": {"GET": Action(performance.of_subscription, DELIVERIES_READ)},
     "/v1/webhooks/performance": {"GET": Action(performance.of_organization, DELIVERIES_READ)},
     "/v1/replays": {
-        "POST": Action(replays.create, DELIVERIES_REPLAY),
+        "POST": Action(replays.create, DELIVERIES_REPLAY, audited="replay.created"),
         "GET": Action(replays.index, DELIVERIES_READ, lists=True),
     },
     "/v1/replays/{id}": {"GET": Action(replays.show, DELIVERIES_READ)},
-    "/v1/replays/{id}/pause": {"POST": Action(replays.pause, DELIVERIES_REPLAY)},
-    "/v1/replays/{id}/resume": {"POST": Action(replays.resume, DELIVERIES_REPLAY)},
-    "/v1/replays/{id}/cancel": {"POST": Action(replays.cancel, DELIVERIES_REPLAY)},
+    "/v1/replays/{id}/pause": {"POST": Action(replays.pause, DELIVERIES_REPLAY, audited="replay.paused")},
+    "/v1/replays/{id}/resume": {"POST": Action(replays.resume, DELIVERIES_REPLAY, audited="replay.resumed")},
+    "/v1/replays/{id}/cancel": {"POST": Action(replays.cancel, DELIVERIES_REPLAY, audited="replay.cancelled")},
     "/v1/event-types": {
-        "POST": Action(event_types.create, EVENTS_WRITE),
+        "POST": Action(event_types.create, EVENTS_WRITE, audited="event_type.created"),
         "GET": Action(event_types.index, EVENTS_READ, lists=True),
     },
     "/v1/event-types/{name}": {
         "GET": Action(event_types.show, EVENTS_READ),
-        "PATCH": Action(event_types.update, EVENTS_WRITE),
-        "DELETE": Action(event_types.delete, EVENTS_WRITE),
+        "PATCH": Action(event_types.update, EVENTS_WRITE, audited="event_type.updated"),
+        "DELETE": Action(event_types.delete, EVENTS_WRITE, audited="event_type.deleted"),
     },
     "/v1/organizations": {
-        "POST": Action(organizations.create, ORGANIZATIONS_ADMIN, tenant=False),
+        "POST": Action(organizations.create, ORGANIZATIONS_ADMIN, tenant=False, audited="organization.created"),
         "GET": Action(organizations.index, ORGANIZATIONS_ADMIN, tenant=False, lists=True),
     },
     "/v1/organizations/{id}": {
         "GET": Action(organizations.show, ORGANIZATIONS_ADMIN, tenant=False),
-        "PATCH": Action(organizations.update, ORGANIZATIONS_ADMIN, tenant=False),
+        "PATCH": Action(organizations.update, ORGANIZATIONS_ADMIN, tenant=False, audited="organization.updated"),
     },
     "/v1/api-keys": {
-        "POST": Action(organizations.create_key, ORGANIZATIONS_ADMIN),
+        "POST": Action(organizations.create_key, ORGANIZATIONS_ADMIN, audited="api_key.created"),
         "GET": Action(organizations.index_keys, ORGANIZATIONS_ADMIN, lists=True),
     },
-    "/v1/api-keys/{id}": {"DELETE": Action(organizations.revoke_key, ORGANIZATIONS_ADMIN)},
+    # Across tenants without X-Organization-ID, so it judges that header itself.
+    "/v1/audit-log": {"GET": Action(audit_log.index, ORGANIZATIONS_ADMIN, tenant=False, lists=True)},
+    "/v1/audit-log/export": {"GET": Action(audit_log.export, ORGANIZATIONS_ADMIN, tenant=False, lists=True)},
+    "/v1/api-keys/{id}": {"DELETE": Action(organizations.revoke_key, ORGANIZATIONS_ADMIN, audited="api_key.revoked")},
 }
 
 

@@ -18,7 +18,7 @@ from uuid import UUID
 import asyncpg
 import structlog
 
-from core import idempotency, ids, partitions
+from core import audit, idempotency, ids, partitions
 from core.database import Database, is_unreachable
 from core.errors import AuthenticationFailed, HookwrightError, NotFound, Unavailable
 from core.events import Accepted, NewEvent
@@ -26,6 +26,7 @@ from core.group_commit import GroupCommit
 from core.hints import Hint
 from core.idempotency import IdempotentCall
 from core.matching import SubscriberCache, Subscribers
+from core.models_access import AuditEntry
 
 COMPLAIN_EVERY_S = 1.0  # in the log, however many requests fail
 ACCEPT_TIMEOUT_S = 10.0  # then the caller gets 503; whether it was stored is told by its idempotency key
@@ -52,6 +53,7 @@ class Request:
     render: Callable[[Sequence[Accepted], Sequence[UUID]], Any] = field(
         default=lambda accepted, _: [one.to_json() for one in accepted]
     )
+    audited: AuditEntry | None = None  # stored with the events, if they are new
 
 
 class Answer(NamedTuple):
@@ -152,12 +154,13 @@ class Acceptance:
         batch = _Batch(requests)
         async with self._database.driver() as driver:
             subscribers = await self._context(driver, batch)
-            if batch.needs_keys():
+            if batch.needs_transaction():
                 async with driver.transaction():
                     await driver.execute(f"SET LOCAL lock_timeout = '{KEYS_LOCK_TIMEOUT_MS}ms'")
                     await batch.claim_keys(driver, self._seal)
                     made = await _insert(driver, batch, subscribers)
                     await batch.store_answers(driver, self._seal)
+                    await audit.store(driver, [one.audited for _, one in batch.live() if one.audited is not None])
             else:
                 made = await _insert(driver, batch, subscribers)
         if made:
@@ -205,8 +208,8 @@ class _Batch:
     def live(self) -> list[tuple[int, Request]]:
         return [(index, request) for index, request in enumerate(self.requests) if index not in self._ended]
 
-    def needs_keys(self) -> bool:
-        return any(_has_keys(request) for _, request in self.live())
+    def needs_transaction(self) -> bool:
+        return any(_has_keys(request) or request.audited is not None for _, request in self.live())
 
     async def claim_keys(self, driver: Any, seal: idempotency.Seal) -> None:
         """Ends the requests that were answered before, and finds the events that were accepted before."""

@@ -124,14 +124,20 @@ async def _note_use(session: AsyncSession, sealer: Sealer, key: ApiKey, text: st
     )
 
 
-async def revoke(session: AsyncSession, key_id: UUID, organization_id: UUID | None = None) -> ApiKey:
-    """Ends a key at once, in every process. Raises `NotFound`; `organization_id` narrows the search to one tenant."""
+async def get(session: AsyncSession, key_id: UUID, organization_id: UUID | None = None) -> ApiKey:
+    """The key, locked. Raises `NotFound`; `organization_id` narrows the search to one tenant."""
     query = select(ApiKey).where(ApiKey.id == key_id).with_for_update()
     if organization_id is not None:
         query = query.where(ApiKey.organization_id == organization_id)
     key = (await session.exec(query)).one_or_none()
     if key is None:
         raise NotFound(f"There is no API key {ids.show(ids.API_KEY, key_id)}")
+    return key
+
+
+async def revoke(session: AsyncSession, key_id: UUID, organization_id: UUID | None = None) -> ApiKey:
+    """Ends a key at once, in every process. Raises `NotFound` like `get`."""
+    key = await get(session, key_id, organization_id)
     if key.revoked_at is None:
         key.revoked_at = datetime.now(UTC)
         session.add(key)

@@ -5,14 +5,14 @@ An entry is written in the transaction of the change itself: neither is there wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from core import ids
+from core import ids, jsontext
 from core.models_access import AuditEntry
 
 
@@ -28,6 +28,7 @@ class Actor:
 
 COMMAND_LINE = Actor("command line")
 ANYBODY = Actor("anybody")  # somebody who has not signed in
+WORKER = Actor("worker")  # what the platform does by itself
 
 
 def record(
@@ -40,25 +41,69 @@ def record(
     before: Mapping[str, Any] | None = None,
     after: Mapping[str, Any] | None = None,
 ) -> None:
-    """Adds an entry to the caller's transaction. `action` is noun and verb, as `subscription.created`; `resource` an id
-    as the API shows it. Of `before` and `after`, where both are given, only what differs is kept. No secret may be in
-    them: give what the API's views show."""
+    """Adds an entry, made as by `entry`, to the caller's transaction."""
+    session.add(entry(actor, action, resource, organization_id=organization_id, before=before, after=after))
+
+
+def entry(
+    actor: Actor,
+    action: str,
+    resource: str,
+    *,
+    organization_id: UUID | None,
+    before: Mapping[str, Any] | None = None,
+    after: Mapping[str, Any] | None = None,
+) -> AuditEntry:
+    """`action` is noun and verb, as `subscription.created`; `resource` an id as the API shows it. Of `before` and
+    `after`, where both are given, only what differs is kept. No secret may be in them: give what the API's views show.
+    """
     if before is not None and after is not None:
         before, after = _differing(before, after), _differing(after, before)
-    session.add(
-        AuditEntry(
-            id=ids.new_id(),
-            organization_id=organization_id,
-            actor=actor.id,
-            actor_name=actor.name,
-            action=action,
-            resource=resource,
-            before=None if before is None else dict(before),
-            after=None if after is None else dict(after),
-            address=actor.address,
-            request_id=actor.request_id,
-        )
+    return AuditEntry(
+        id=ids.new_id(),
+        organization_id=organization_id,
+        actor=actor.id,
+        actor_name=actor.name,
+        action=action,
+        resource=resource,
+        before=None if before is None else dict(before),
+        after=None if after is None else dict(after),
+        address=actor.address,
+        request_id=actor.request_id,
     )
+
+
+async def store(driver: Any, entries: Sequence[AuditEntry]) -> None:
+    """The same for a transaction that holds the driver's own connection."""
+    if entries:
+        await driver.execute(
+            _STORE,
+            [one.id for one in entries],
+            [one.organization_id for one in entries],
+            [one.actor for one in entries],
+            [one.actor_name for one in entries],
+            [one.action for one in entries],
+            [one.resource for one in entries],
+            [_json(one.before) for one in entries],
+            [_json(one.after) for one in entries],
+            [one.address for one in entries],
+            [one.request_id for one in entries],
+        )
+
+
+def _json(value: Mapping[str, Any] | None) -> str | None:
+    return None if value is None else jsontext.dumps(value).decode()
+
+
+_STORE = """
+INSERT INTO audit_log (
+    id, organization_id, actor, actor_name, action, resource, before, after, address, request_id
+)
+SELECT * FROM unnest(
+    $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[]::jsonb[], $8::text[]::jsonb[],
+    $9::text[], $10::text[]
+)
+"""
 
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

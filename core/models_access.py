@@ -102,11 +102,15 @@ class AuditEntry(SQLModel, table=True):
     """One thing that somebody did. Only ever added to; a trigger refuses the rest. Written by `core.audit` alone."""
 
     __tablename__ = "audit_log"
-    __table_args__ = (Index(None, "organization_id", "id"), Index(None, "resource", "id"))
+    __table_args__ = (
+        Index(None, "organization_id", "id"),
+        Index(None, "resource", "id"),
+        Index(None, "actor", "id"),
+    )
 
     id: UUID = Field(sa_column=id_())  # the time is in it
     organization_id: UUID | None = Field(default=None, sa_column=uuid_(nullable=True))  # none: of the installation
-    actor: str = Field(sa_column=text_())  # usr_…, key_…, "command line" or "anybody"
+    actor: str = Field(sa_column=text_())  # usr_…, key_…, "command line", "worker" or "anybody"
     actor_name: str = Field(default="", sa_column=text_(default=""))
     action: str = Field(sa_column=text_())  # noun and verb: subscription.created
     resource: str = Field(default="", sa_column=text_(default=""))  # the id of what it was done to

@@ -60,7 +60,7 @@ def refuse_owner(connection: Connection, role: str) -> None:
         raise WrongRoles(f"The role {role} in HOOKWRIGHT_DATABASE_URL is a superuser; give the application another one")
     if found:
         raise WrongRoles(
-            f"The role {role} in HOOKWRIGHT_DATABASE_URL owns tables of the application, or is a member of the role that"
+            f"The role {role} in HOOKWRIGHT_DATABASE_URL owns tables of the application, or belongs to the role that"
             f" does. As a superuser, in this database: REASSIGN OWNED BY {role} TO {owner}"
         )
 

@@ -42,6 +42,16 @@ def plain_url(url: str) -> str:
     return url.replace("postgresql+asyncpg://", "postgresql://")
 
 
+async def as_owner(owner_url: str, *statements: str) -> None:
+    """What the platform's own role may not do."""
+    connection = await asyncpg.connect(plain_url(owner_url))
+    try:
+        for statement in statements:
+            await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
 class Services:
     """Start it once for the session, from the main thread: the servers end with the thread that started them."""
 
@@ -98,14 +108,7 @@ class Services:
         await asyncio.gather(self._postgres.stop(), self._valkey.stop())
 
     def _execute(self, statement: str) -> None:
-        async def execute() -> None:
-            connection = await asyncpg.connect(plain_url(self.database_url))
-            try:
-                await connection.execute(statement)
-            finally:
-                await connection.close()
-
-        asyncio.run(execute())
+        asyncio.run(as_owner(self.database_url, statement))
 
 
 def _name(database: str) -> str:

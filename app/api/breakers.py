@@ -6,6 +6,7 @@ import math
 import time
 
 import structlog
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.api import views
 from app.api.calls import Call
@@ -35,19 +36,32 @@ async def show(call: Call) -> Reply:
 
 async def reset(call: Call) -> Reply:
     call.read(Nothing)
-    subscription = await _get(call)
     moment = now_ms()
-    try:
-        breaker = await call.services.breakers.reset(subscription.id, moment)
-    except UNREACHABLE as error:
-        raise _away() from error
+    async with call.transaction() as session:
+        subscription = await _find(call, session)
+        # The entry first, and Redis last before the commit: if Redis fails, neither is there.
+        call.audit(
+            session,
+            "circuit_breaker.reset",
+            ids.show(ids.SUBSCRIPTION, subscription.id),
+            after={"state": BreakerState.HALF_OPEN},
+        )
+        await session.flush()
+        try:
+            breaker = await call.services.breakers.reset(subscription.id, moment)
+        except UNREACHABLE as error:
+            raise _away() from error
     data = views.circuit_breaker(subscription, breaker, moment)
     return Reply(data, message="Circuit breaker reset to HALF_OPEN; the next deliveries decide")
 
 
 async def _get(call: Call) -> Subscription:
     async with call.transaction() as session:
-        return await subscriptions.get(session, call.organization_id, call.path_id(ids.SUBSCRIPTION))
+        return await _find(call, session)
+
+
+async def _find(call: Call, session: AsyncSession) -> Subscription:
+    return await subscriptions.get(session, call.organization_id, call.path_id(ids.SUBSCRIPTION))
 
 
 def _away() -> Unavailable:

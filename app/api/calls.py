@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api import authentication, body, inputs, replies
 from app.api.inputs import Model
-from app.api.replies import Reply
+from app.api.replies import Lines, Reply
 from app.services import Services
 from core import audit, idempotency, ids, organizations, timestamps
 from core.api_keys import Credential
@@ -100,9 +100,11 @@ class Call:
         *,
         before: Mapping[str, Any] | None = None,
         after: Mapping[str, Any] | None = None,
+        organization_id: UUID | None = None,
     ) -> None:
-        """Says in the audit log what this call does, in the transaction in which it does it (`core.audit.record`)."""
-        of = None if self.organization_id == NO_ORGANIZATION else self.organization_id
+        """Says in the audit log what this call does, in the transaction in which it does it (`core.audit.record`).
+        `organization_id`: whose log it belongs to, where the call itself is not one organization's."""
+        of = organization_id or (None if self.organization_id == NO_ORGANIZATION else self.organization_id)
         audit.record(session, self.actor, action, resource, organization_id=of, before=before, after=after)
 
     @asynccontextmanager
@@ -135,6 +137,7 @@ class Call:
 
 
 Handler = Callable[[Call], Awaitable[Reply]]
+LinesHandler = Callable[[Call], Awaitable[Lines]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,16 +148,19 @@ class Action:
     none. `keeps_own_keys`: it handles its `Idempotency-Key` itself, because its transaction is shared with other calls.
     `rechecks_credential`: it looks at the API key again in its own transaction, and nothing it says before that
     depends on what is stored; so one that was valid a moment ago will do. `max_body`: names a setting that bounds its
-    body, in bytes.
+    body, in bytes. `audited`: what a success is called in the audit log. A method that changes something names it, or
+    says in `unaudited` why there is no entry.
     """
 
-    handler: Handler
+    handler: Handler | LinesHandler
     scope: str
     tenant: bool = True
     lists: bool = False
     keeps_own_keys: bool = False
     rechecks_credential: bool = False
     max_body: str | None = None
+    audited: str = ""
+    unaudited: str = ""
 
 
 class Resource:
@@ -187,9 +193,11 @@ class Resource:
             return Response(status_code=400)  # nobody reads it
         except Exception as error:
             return replies.failure(_unforeseen(error, request_id), request_id)
+        if isinstance(reply, Lines):
+            return replies.streaming(reply, request_id)
         return replies.success(reply, request_id, round((time.perf_counter() - started) * 1000))
 
-    async def _answer(self, request: Request, headers: Mapping[str, str], request_id: str) -> Reply:
+    async def _answer(self, request: Request, headers: Mapping[str, str], request_id: str) -> Reply | Lines:
         method = request.method
         action = self._actions.get("GET" if method == "HEAD" else method)
         if action is None:
@@ -210,6 +218,7 @@ class Resource:
         key = headers.get("idempotency-key")
         if key is not None and method == "POST":
             call.idempotent = idempotency.call(organization_id, method, request.scope["path"], key, call.body)
+        reply: Reply | Lines
         if call.idempotent is None or action.keeps_own_keys:
             reply = await action.handler(call)
         else:
@@ -240,7 +249,7 @@ def _check_address(request: Request, action: Action) -> None:
         raise ValidationFailed.of("query", "Must not hold NUL characters")
 
 
-async def _once(call: Call, idempotent: IdempotentCall, handler: Handler) -> Reply:
+async def _once(call: Call, idempotent: IdempotentCall, handler: Handler | LinesHandler) -> Reply:
     """Runs `handler` in the transaction that claims the key, or gives the first answer again."""
     sealer = call.services.sealer
     async with call.services.database.session() as session:
@@ -252,6 +261,7 @@ async def _once(call: Call, idempotent: IdempotentCall, handler: Handler) -> Rep
             return repeated(first.data, first.created_at)
         call._session = session
         reply = await handler(call)
+        assert isinstance(reply, Reply)  # noqa: S101 - for the type checker: lines answer a GET alone
         await session.flush()
         await idempotency.store(driver, [(idempotent, reply.data)], sealer)
     return reply

@@ -67,10 +67,10 @@ async def show(call: Call) -> Reply:
     return Reply(views.delivery(delivery) | {"attempts": attempts[delivery.id]})
 
 
-async def _get(call: Call, session: AsyncSession) -> Delivery:
+async def _get(call: Call, session: AsyncSession, *, lock: bool = False) -> Delivery:
     delivery_id = call.path_id(ids.DELIVERY)
     query = select(Delivery).where(Delivery.id == delivery_id, Delivery.organization_id == call.organization_id)
-    found = (await session.exec(query)).one_or_none()
+    found = (await session.exec(query.with_for_update() if lock else query)).one_or_none()
     if found is None:
         raise NotFound(f"There is no delivery {ids.show(ids.DELIVERY, delivery_id)}")
     return found
@@ -104,11 +104,10 @@ async def _attempts(session: AsyncSession, rows: Sequence[Delivery], latest: int
 async def replay(call: Call) -> Reply:
     call.read(Nothing)
     async with call.transaction() as session:
-        replay = await replays.replay_one(
-            session, call.organization_id, call.path_id(ids.DELIVERY), created_by=call.actor.id
-        )
-        delivery = await _get(call, session)
-        data = views.delivery(delivery)
+        delivery = await _get(call, session, lock=True)
+        before = views.delivery(delivery)
+        replay = await replays.replay_one(session, call.organization_id, delivery.id, created_by=call.actor.id)
+        data = await _changed(call, session, "delivery.replayed", delivery, before)
     call.after_commit(lambda: _hint(call, delivery))
     return Reply(data | {"replay_id": ids.show(ids.REPLAY, replay.id)}, 202, "The delivery is sent again")
 
@@ -120,6 +119,18 @@ async def _hint(call: Call, delivery: Delivery) -> None:
 async def discard(call: Call) -> Reply:
     call.read(Nothing)
     async with call.transaction() as session:
-        await deliveries.discard(await driver_of(session), call.organization_id, call.path_id(ids.DELIVERY))
-        data = views.delivery(await _get(call, session))
+        delivery = await _get(call, session, lock=True)
+        before = views.delivery(delivery)
+        await deliveries.discard(await driver_of(session), call.organization_id, delivery.id)
+        data = await _changed(call, session, "delivery.discarded", delivery, before)
     return Reply(data, message="Delivery discarded")
+
+
+async def _changed(
+    call: Call, session: AsyncSession, action: str, delivery: Delivery, before: dict[str, Any]
+) -> dict[str, Any]:
+    """The delivery as it is now, which goes into the audit log."""
+    await session.refresh(delivery)
+    data = views.delivery(delivery)
+    call.audit(session, action, data["id"], before=before, after=data)
+    return data

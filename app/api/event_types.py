@@ -31,6 +31,7 @@ async def create(call: Call) -> Reply:
         async with call.transaction() as session:
             session.add(row)
             await session.flush()
+            call.audit(session, "event_type.created", row.name, after=views.event_type(row))
     except IntegrityError:
         raise Conflict(f"There is an event type {given.name} already; change it with PATCH") from None
     return Reply(views.event_type(row), 201, "Event type created")
@@ -53,7 +54,8 @@ async def show(call: Call) -> Reply:
 async def update(call: Call) -> Reply:
     given = call.read(EventTypePatch)
     async with call.transaction() as session:
-        row = await _get(call, session)
+        row = await _get(call, session, lock=True)
+        before = views.event_type(row)
         if "description" in given.model_fields_set:
             row.description = given.description or ""
         if "schema_" in given.model_fields_set:
@@ -61,20 +63,24 @@ async def update(call: Call) -> Reply:
         if "example" in given.model_fields_set:
             row.example = given.example and dict(check_metadata(given.example, "example"))
         session.add(row)
-    return Reply(views.event_type(row), message="Event type updated")
+        after = views.event_type(row)
+        if after != before:
+            call.audit(session, "event_type.updated", row.name, before=before, after=after)
+    return Reply(after, message="Event type updated")
 
 
 async def delete(call: Call) -> Reply:
     async with call.transaction() as session:
-        row = await _get(call, session)
+        row = await _get(call, session, lock=True)
         await session.delete(row)
+        call.audit(session, "event_type.deleted", row.name, before=views.event_type(row))
     return Reply(views.event_type(row), message="Event type deleted; events of this type stay")
 
 
-async def _get(call: Call, session: AsyncSession) -> EventType:
+async def _get(call: Call, session: AsyncSession, *, lock: bool = False) -> EventType:
     name = call.request.path_params["name"]
     query = select(EventType).where(EventType.organization_id == call.organization_id, EventType.name == name)
-    found = (await session.exec(query)).one_or_none()
+    found = (await session.exec(query.with_for_update() if lock else query)).one_or_none()
     if found is None:
         raise NotFound(f"There is no event type {name[:128]}")
     return found

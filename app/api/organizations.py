@@ -17,7 +17,9 @@ async def create(call: Call) -> Reply:
     given = call.read(OrganizationIn)
     async with call.transaction() as session:
         organization = await organizations.create(session, given.name)
-    return Reply(views.organization(organization), 201, "Organization created", version=organization.version)
+        shown = views.organization(organization)
+        call.audit(session, "organization.created", shown["id"], after=shown, organization_id=organization.id)
+    return Reply(shown, 201, "Organization created", version=organization.version)
 
 
 async def index(call: Call) -> Reply:
@@ -38,8 +40,13 @@ async def update(call: Call) -> Reply:
     async with call.transaction() as session:
         organization = await organizations.get(session, call.path_id(ids.ORGANIZATION), lock=True)
         call.check_version(organization.version)
+        before = views.organization(organization)
         await organizations.rename(session, organization, given.name)
-    return Reply(views.organization(organization), message="Organization updated", version=organization.version)
+        after = views.organization(organization)
+        call.audit(
+            session, "organization.updated", after["id"], before=before, after=after, organization_id=organization.id
+        )
+    return Reply(after, message="Organization updated", version=organization.version)
 
 
 async def create_key(call: Call) -> Reply:
@@ -52,7 +59,9 @@ async def create_key(call: Call) -> Reply:
             name=given.name,
             scopes=given.scopes,
         )
-    return Reply(views.api_key(key) | {"key": text}, 201, "API key created; it is shown only this once")
+        shown = views.api_key(key)
+        call.audit(session, "api_key.created", shown["id"], after=shown)
+    return Reply(shown | {"key": text}, 201, "API key created; it is shown only this once")
 
 
 async def index_keys(call: Call) -> Reply:
@@ -66,8 +75,12 @@ async def index_keys(call: Call) -> Reply:
 
 async def revoke_key(call: Call) -> Reply:
     async with call.transaction() as session:
-        key = await api_keys.revoke(session, call.path_id(ids.API_KEY), call.organization_id)
-    return Reply(views.api_key(key), message="API key revoked")
+        key = await api_keys.get(session, call.path_id(ids.API_KEY), call.organization_id)
+        before = views.api_key(key)
+        after = views.api_key(await api_keys.revoke(session, key.id, call.organization_id))
+        if after != before:
+            call.audit(session, "api_key.revoked", after["id"], before=before, after=after)
+    return Reply(after, message="API key revoked")
 
 
 def _no_filters(query: lists.ListQuery) -> None:

@@ -38,6 +38,8 @@ async def create(call: Call) -> Reply:
             rate_per_second=given.rate_per_second,
             created_by=call.actor.id,
         )
+        shown = views.replay(replay)
+        call.audit(session, "replay.created", shown["id"], after=shown)
     return Reply(views.replay(replay, groups), 202, f"Deliveries that will be sent again: {replay.total}")
 
 
@@ -59,18 +61,22 @@ async def show(call: Call) -> Reply:
         return Reply(views.replay(await replays.get(session, call.organization_id, call.path_id(ids.REPLAY))))
 
 
-def operation(name: str, message: str) -> Handler:
-    """A handler that applies one operation of `core.replays.OPERATIONS`."""
+def operation(name: str, action: str, message: str) -> Handler:
+    """A handler that applies one operation of `core.replays.OPERATIONS`, which the audit log calls `action`."""
 
     async def handle(call: Call) -> Reply:
         call.read(Nothing)
         async with call.transaction() as session:
-            replay = await replays.operate(session, call.organization_id, call.path_id(ids.REPLAY), name)
-        return Reply(views.replay(replay), message=message.format(sent=replay.sent))
+            locked = await replays.get(session, call.organization_id, call.path_id(ids.REPLAY), lock=True)
+            before = views.replay(locked)
+            replay = await replays.operate(session, call.organization_id, locked.id, name)
+            after = views.replay(replay)
+            call.audit(session, action, after["id"], before=before, after=after)
+        return Reply(after, message=message.format(sent=replay.sent))
 
     return handle
 
 
-pause = operation("pause", "Replay paused")
-resume = operation("resume", "Replay resumed")
-cancel = operation("cancel", "Replay cancelled; that does not undo the {sent} that were sent")
+pause = operation("pause", "replay.paused", "Replay paused")
+resume = operation("resume", "replay.resumed", "Replay resumed")
+cancel = operation("cancel", "replay.cancelled", "Replay cancelled; that does not undo the {sent} that were sent")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import orjson
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from core import jsontext, timestamps
 from core.errors import AuthenticationFailed, HookwrightError, Unavailable
@@ -22,6 +23,13 @@ class Reply(NamedTuple):
     message: str | None = None
     version: int | None = None
     meta: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """What a handler answers that is too long for an envelope: JSON lines, made while they are sent."""
+
+    items: AsyncIterator[bytes]
 
 
 class _Answer(Response):
@@ -53,6 +61,13 @@ def success(reply: Reply, request_id: str, elapsed_ms: int) -> Response:
     }
     more = () if reply.version is None else ((b"etag", b'"version-%d"' % reply.version),)
     return _Answer(jsontext.dumps(body), reply.status, request_id, more)
+
+
+def streaming(lines: Lines, request_id: str) -> Response:
+    """Without a length: when it breaks off, the connection is closed before the last chunk, which no client of HTTP/1.1
+    takes for the end (RFC 9112, section 8)."""
+    headers = {"X-Request-ID": request_id, "Cache-Control": "no-store"}
+    return StreamingResponse(lines.items, headers=headers, media_type="application/x-ndjson")
 
 
 def failure(error: HookwrightError, request_id: str) -> Response:

@@ -16,7 +16,7 @@ from app.api import events as event_api
 from app.api.calls import Call, repeated
 from app.api.inputs import Nothing, ResumeIn, RotateIn, SubscriptionIn, SubscriptionPatch, TestIn
 from app.api.replies import Reply
-from core import catch_up, events, idempotency, ids, settling, signing, subscriptions
+from core import audit, catch_up, events, idempotency, ids, settling, signing, subscriptions
 from core.acceptance import Request
 from core.database import driver_of
 from core.errors import Conflict, HookwrightError, ValidationFailed
@@ -29,8 +29,11 @@ RESETTABLE = {"filters", "retry_policy", "headers", "limits", "circuit_breaker",
 
 
 def _shown(call: Call, subscription: Subscription) -> dict[str, Any]:
-    headers = subscriptions.open_headers(call.services.sealer, subscription.id, subscription.headers)
-    return views.subscription(subscription, list(headers))
+    return views.subscription(subscription, list(_headers(call, subscription)))
+
+
+def _headers(call: Call, subscription: Subscription) -> dict[str, str]:
+    return subscriptions.open_headers(call.services.sealer, subscription.id, subscription.headers)
 
 
 def _reply(call: Call, subscription: Subscription, message: str, status: int = 200) -> Reply:
@@ -60,7 +63,9 @@ async def create(call: Call) -> Reply:
         raise _faulty(faults, subscriptions.faults_in_new(call.services.rules, values))
     async with call.transaction() as session:
         subscription, secret = await subscriptions.create(session, call.services.rules, call.organization_id, values)
-    data = _shown(call, subscription) | {"secret_key": secret}
+        shown = _shown(call, subscription)
+        call.audit(session, "subscription.created", shown["id"], after=shown)
+    data = shown | {"secret_key": secret}
     return Reply(data, 201, "Subscription created", version=subscription.version)
 
 
@@ -82,9 +87,14 @@ async def index(call: Call) -> Reply:
 async def show(call: Call) -> Reply:
     async with call.transaction() as session:
         subscription = await _get(call, session)
-        secrets = await subscriptions.live_secrets(session, subscription.id, datetime.now(UTC))
-    data = _shown(call, subscription) | {"secrets": [views.secret(one) for one in secrets]}
+        data = await _secrets(call, session, subscription)
     return Reply(data, version=subscription.version)
+
+
+async def _secrets(call: Call, session: AsyncSession, subscription: Subscription) -> dict[str, Any]:
+    """The subscription, and which secrets sign for it and until when; not what they are."""
+    secrets = await subscriptions.live_secrets(session, subscription.id, datetime.now(UTC))
+    return _shown(call, subscription) | {"secrets": [views.secret(one) for one in secrets]}
 
 
 async def _get(call: Call, session: AsyncSession, *, lock: bool = False) -> Subscription:
@@ -104,17 +114,29 @@ async def update(call: Call) -> Reply:
         call.check_version(subscription.version)
         url = subscription.url
         if values:
+            before, headers = _shown(call, subscription), _headers(call, subscription)
             await subscriptions.update_fields(session, call.services.rules, subscription, values)
+            after = _shown(call, subscription) | {"headers": _marked(headers, _headers(call, subscription))}
+            call.audit(session, "subscription.updated", before["id"], before=before, after=after)
     if subscription.url != url:
         breakers.forget(call, subscription)
     return _reply(call, subscription, "Subscription updated")
+
+
+def _marked(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
+    """Custom headers for the audit log: a value is never shown, but that it is another one is."""
+    return {
+        name: "•••• (changed)" if before.get(name, value) != value else views.HIDDEN for name, value in after.items()
+    }
 
 
 async def delete(call: Call) -> Reply:
     async with call.transaction() as session:
         subscription = await _get(call, session, lock=True)
         call.check_version(subscription.version)
+        before = _shown(call, subscription)
         await subscriptions.delete(session, subscription)
+        call.audit(session, "subscription.deleted", before["id"], before=before)
 
     _settle(call, subscription)
     breakers.forget(call, subscription)
@@ -137,8 +159,19 @@ async def pause(call: Call) -> Reply:
     async with call.transaction() as session:
         subscription = await _get(call, session, lock=True)
         call.check_version(subscription.version)
+        before = _shown(call, subscription)
         await subscriptions.pause(session, subscription)
+        _audit_status(call, session, "subscription.paused", before, subscription)
     return _reply(call, subscription, "Subscription paused; its deliveries are held")
+
+
+def _audit_status(
+    call: Call, session: AsyncSession, action: str, before: Mapping[str, Any], subscription: Subscription, **more: Any
+) -> None:
+    """Unless it was so already, and nothing `more` was done."""
+    after = _shown(call, subscription)
+    if after != before or more:
+        call.audit(session, action, after["id"], before=before, after=after | more)
 
 
 async def resume(call: Call) -> Reply:
@@ -147,6 +180,7 @@ async def resume(call: Call) -> Reply:
     async with call.transaction() as session:
         subscription = await _get(call, session, lock=True)
         call.check_version(subscription.version)
+        before = _shown(call, subscription)
         await subscriptions.resume(session, subscription)
         if given.sync_from is not None:
             await session.flush()
@@ -154,6 +188,8 @@ async def resume(call: Call) -> Reply:
             missed = await catch_up.create_missed(
                 await driver_of(session), subscription, since, first=given.priority == "high"
             )
+        made = {"missed_deliveries_created": len(missed)} if missed else {}
+        _audit_status(call, session, "subscription.resumed", before, subscription, **made)
 
     _settle(call, subscription)
     reply = _reply(call, subscription, "Subscription resumed")
@@ -165,6 +201,7 @@ async def rotate_secret(call: Call) -> Reply:
     async with call.transaction() as session:
         subscription = await _get(call, session, lock=True)
         call.check_version(subscription.version)
+        before = await _secrets(call, session, subscription)
         secret = await subscriptions.rotate_secret(
             session,
             call.services.rules,
@@ -172,8 +209,9 @@ async def rotate_secret(call: Call) -> Reply:
             grace_s=given.grace_period_s,
             secret=given.secret,
         )
-        live = await subscriptions.live_secrets(session, subscription.id, datetime.now(UTC))
-    data = _shown(call, subscription) | {"secret_key": secret, "secrets": [views.secret(one) for one in live]}
+        after = await _secrets(call, session, subscription)
+        call.audit(session, "subscription.secret_rotated", after["id"], before=before, after=after)
+    data = after | {"secret_key": secret}
     return Reply(data, message=_rotated(subscription, given.grace_period_s), version=subscription.version)
 
 
@@ -212,7 +250,14 @@ async def test(call: Call) -> Reply:
     def render(accepted: Sequence[Accepted], delivery_ids: Sequence[UUID]) -> Mapping[str, Any]:
         return accepted[0].to_json() | {"delivery_id": ids.show(ids.DELIVERY, delivery_ids[0])}
 
-    request = Request([event], call.organization_id, call.credential.key_id, call.idempotent, render)
+    entry = audit.entry(
+        call.actor,
+        "subscription.tested",
+        ids.show(ids.SUBSCRIPTION, subscription.id),
+        organization_id=call.organization_id,
+        after={"event_id": ids.show(ids.EVENT, event.id), "event_type": event.event_type},
+    )
+    request = Request([event], call.organization_id, call.credential.key_id, call.idempotent, render, entry)
     answer = await call.services.acceptance.accept(request)
     if answer.first_at is not None:
         return repeated(answer.data, answer.first_at)

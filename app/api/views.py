@@ -23,10 +23,13 @@ from core.models import (
     Subscription,
     SubscriptionSecret,
 )
+from core.models_access import AuditEntry
 from core.replays import Group
 from core.retry import RetryPolicy
 from core.states import State
 from core.stats import Figures
+
+HIDDEN = "••••"
 
 
 def _time(moment: datetime | None) -> str | None:
@@ -85,7 +88,7 @@ def subscription(row: Subscription, header_names: Sequence[str] = ()) -> dict[st
         "authentication": {"type": row.authentication_type},
         "payload_format": row.payload_format,
         "retry_policy": RetryPolicy.parse(row.retry_policy).to_json(),
-        "headers": dict.fromkeys(header_names, "••••"),  # their values may be credentials
+        "headers": dict.fromkeys(header_names, HIDDEN),  # their values may be credentials
         "timeout_ms": row.timeout_ms,
         "limits": Limits.of(row.limits).to_json(),
         "circuit_breaker": BreakerSettings.of(row.circuit_breaker).to_json(),
@@ -235,6 +238,22 @@ def attempt(row: Attempt) -> dict[str, Any]:
         "request_headers": _headers(row.request_headers),
         "response_headers": _headers(row.response_headers),
         "response_body": None if row.response_body is None else row.response_body.decode("utf-8", "replace"),
+    }
+
+
+def audit_entry(row: AuditEntry) -> dict[str, Any]:
+    return {
+        "id": ids.show(ids.AUDIT_ENTRY, row.id),
+        "at": _time(ids.time_of(row.id)),
+        "organization_id": ids.show(ids.ORGANIZATION, row.organization_id) if row.organization_id else None,
+        "actor": row.actor,
+        "actor_name": row.actor_name,
+        "action": row.action,
+        "resource": row.resource,
+        "before": row.before,
+        "after": row.after,
+        "address": row.address,
+        "request_id": row.request_id,
     }
 
 

@@ -31,7 +31,7 @@ def create(
     settings = target.settings(data_dir, keys=True)
     sealer = target.sealer(settings)
     from app.api import views  # the same JSON as the API's
-    from core import api_keys, organizations
+    from core import api_keys, audit, organizations
 
     async def run() -> dict[str, Any]:
         async with target.session(settings) as session:
@@ -40,7 +40,11 @@ def create(
             record, key = await api_keys.create(
                 session, sealer, organization_id=owner, name=organizations.check_name(name), scopes=chosen
             )
-            return views.api_key(record) | {"key": key}
+            shown = views.api_key(record)
+            audit.record(
+                session, audit.COMMAND_LINE, "api_key.created", shown["id"], organization_id=owner, after=shown
+            )
+            return shown | {"key": key}
 
     made = asyncio.run(run())
     if as_json:
@@ -77,13 +81,26 @@ def revoke(
     """End an API key at once."""
     settings = target.settings(data_dir)
     from app.api import views
-    from core import api_keys, ids
+    from core import api_keys, audit, ids
 
     wanted = ids.parse(ids.API_KEY, key_id)
 
     async def run() -> dict[str, Any]:
         async with target.session(settings) as session:
-            return views.api_key(await api_keys.revoke(session, wanted))
+            key = await api_keys.get(session, wanted)
+            before = views.api_key(key)
+            after = views.api_key(await api_keys.revoke(session, wanted))
+            if after != before:
+                audit.record(
+                    session,
+                    audit.COMMAND_LINE,
+                    "api_key.revoked",
+                    after["id"],
+                    organization_id=key.organization_id,
+                    before=before,
+                    after=after,
+                )
+            return after
 
     ended = asyncio.run(run())
     if as_json:

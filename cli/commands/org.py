@@ -23,11 +23,16 @@ def create(
     """Make an organization; prints its id."""
     settings = target.settings(data_dir)
     from app.api import views  # the same JSON as the API's
-    from core import organizations
+    from core import audit, organizations
 
     async def run() -> dict[str, Any]:
         async with target.session(settings) as session:
-            return views.organization(await organizations.create(session, name))
+            made = await organizations.create(session, name)
+            shown = views.organization(made)
+            audit.record(
+                session, audit.COMMAND_LINE, "organization.created", shown["id"], organization_id=made.id, after=shown
+            )
+            return shown
 
     made = asyncio.run(run())
     if as_json:

@@ -15,9 +15,10 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from core import ids, partitions, replay_items
+from core import audit, ids, partitions, replay_items
 from core.deliveries.conditions import in_states
 from core.models import ItemOutcome, SubscriptionStatus
+from core.models_access import AuditEntry
 from core.replay_items import ItemResult
 from core.states import PARKING, DeadReason, DiscardReason, PendingReason, State
 
@@ -165,9 +166,10 @@ async def _finish_all(driver: Any, finishes: Sequence[Finish]) -> list[bool]:
         # resumed by a person, is not disabled by the answer to an earlier attempt.
         told = [one.claimed for one in counting if one.verdict.disables]
         if told:
-            await driver.execute(
+            disabled = await driver.fetch(
                 _DISABLE, [one.subscription_id for one in told], [one.subscription_version for one in told]
             )
+            await audit.store(driver, [_disabling(row) for row in disabled])
     return moved
 
 
@@ -208,6 +210,18 @@ async def _finish(driver: Any, finishes: Sequence[Finish]) -> list[bool]:
     # By id and token: a worker that stood still may hold two claims of one delivery in one batch.
     moved = {(row["id"], row["token"]) for row in rows}
     return [(claimed.id, claimed.token) in moved for claimed in claims]
+
+
+def _disabling(row: Any) -> AuditEntry:
+    after = {name: row[name] for name in ("status", "status_reason", "version")}
+    return audit.entry(
+        audit.WORKER,
+        "subscription.disabled",
+        ids.show(ids.SUBSCRIPTION, row["id"]),
+        organization_id=row["organization_id"],
+        before={"status": row["was"], "status_reason": None, "version": row["version"] - 1},
+        after=after,
+    )
 
 
 def _counts(one: Finish) -> bool:
@@ -258,7 +272,7 @@ SELECT id, token FROM moved
 # Locks subscriptions, then organizations, each in the order of their ids: no two of these wait crosswise.
 _DISABLE = """
 WITH disabling AS (
-    SELECT s.id FROM subscriptions s
+    SELECT s.id, s.status FROM subscriptions s
     JOIN (SELECT DISTINCT * FROM unnest($1::uuid[], $2::integer[])) AS asked(id, version) USING (id, version)
     WHERE s.status IN ('active', 'paused')
     ORDER BY s.id FOR UPDATE OF s
@@ -266,11 +280,13 @@ WITH disabling AS (
     UPDATE subscriptions s
     SET status = 'disabled', status_reason = 'the receiver asked for it', version = version + 1, updated_at = now()
     FROM disabling WHERE s.id = disabling.id
-    RETURNING s.organization_id
+    RETURNING s.id, s.organization_id, disabling.status AS was, s.status, s.status_reason, s.version
 ), raising AS (
     SELECT id FROM organizations WHERE id IN (SELECT organization_id FROM disabled) ORDER BY id FOR UPDATE
+), raised AS (
+    UPDATE organizations o SET subscriptions_version = subscriptions_version + 1 FROM raising WHERE o.id = raising.id
 )
-UPDATE organizations o SET subscriptions_version = subscriptions_version + 1 FROM raising WHERE o.id = raising.id
+SELECT * FROM disabled
 """
 
 STEERED_DELAY_S = 1.0  # by then whoever is changing the subscription has mostly finished

@@ -107,6 +107,7 @@ CREATE TABLE audit_log (
 );
 CREATE INDEX ix_audit_log_organization_id_id ON audit_log (organization_id, id);
 CREATE INDEX ix_audit_log_resource_id ON audit_log (resource, id);
+CREATE INDEX ix_audit_log_actor_id ON audit_log (actor, id);
 """
 
 # A row may go only with its whole organization, and only once that was marked as deleted, which can't be taken back.

@@ -6,6 +6,7 @@ import httpx
 
 from tests.api import run
 from tests.platform import Platform, eventually
+from tests.services import as_owner
 
 
 async def ask(p: Platform, path: str) -> httpx.Response:
@@ -57,11 +58,11 @@ def test_not_ready_without_redis_and_events_are_accepted_all_the_same(database_u
     run(database_url, "redis://127.0.0.1:1/0", check)
 
 
-def test_not_ready_without_its_tables(database_url: str, redis_url: str) -> None:
+def test_not_ready_without_its_tables(database_url: str, owner_url: str, redis_url: str) -> None:
     async def check(p: Platform) -> None:
-        await p.sql("ALTER TABLE organizations RENAME TO gone")
+        await as_owner(owner_url, "ALTER TABLE organizations RENAME TO gone")
         answer = await ask(p, "/readyz")
-        await p.sql("ALTER TABLE gone RENAME TO organizations")
+        await as_owner(owner_url, "ALTER TABLE gone RENAME TO organizations")
         assert answer.status_code == 503
         assert "does not answer" in answer.json()["checks"]["database"]
 

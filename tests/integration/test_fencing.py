@@ -17,6 +17,7 @@ from core import deliveries, ids, partitions, replays
 from core.deliveries import Claimed, Finish, Verdict, requests
 from core.states import DeadReason, State
 from tests.seeds import EXHAUSTED, LATER, MARGIN_S, SUCCESS, Seeds, ended, seeded, tried
+from tests.services import as_owner
 
 VERDICTS = {"success": SUCCESS, "retry": LATER, "end": EXHAUSTED}
 
@@ -180,7 +181,7 @@ def test_a_batch_of_many_kinds_records_each_as_it_ended(database_url: str) -> No
     seeded(database_url, run)
 
 
-def test_an_attempt_whose_day_has_no_partition_is_recorded_all_the_same(database_url: str) -> None:
+def test_an_attempt_whose_day_has_no_partition_is_recorded_all_the_same(database_url: str, owner_url: str) -> None:
     async def run(seeds: Seeds) -> None:
         today = datetime.now(UTC).date()
         claimed = await seeds.claim_one(await seeds.delivery())
@@ -189,7 +190,7 @@ def test_an_attempt_whose_day_has_no_partition_is_recorded_all_the_same(database
             await replays.replay_one(session, seeds.organization_id, replayed, created_by="test")
         of_replay = await seeds.claim_one(replayed)
         for batch in ([claimed], [of_replay]):  # alone, and within a transaction
-            await seeds.driver.execute(f"DROP TABLE {partitions.name_of('attempts', today)}")
+            await as_owner(owner_url, f"DROP TABLE {partitions.name_of('attempts', today)}")
             finishes = [ended(one) for one in batch]
             assert await deliveries.finish(seeds.driver, finishes) == [True]
             assert len(await seeds.attempts(batch[0].id)) == 1

@@ -17,6 +17,7 @@ from core.replay_items import ItemResult, record
 from core.states import State
 from tests.integration.test_deliveries import blocked
 from tests.seeds import Seeds, seeded
+from tests.services import as_owner
 
 TODAY = datetime.now(UTC).date()
 RETENTION_DAYS = 30
@@ -57,7 +58,7 @@ def test_a_partition_is_named_and_bounded_by_its_day(database_url: str) -> None:
     seeded(database_url, run)
 
 
-def test_a_partition_made_later_has_all_that_the_table_asks_for(database_url: str) -> None:
+def test_a_partition_made_later_has_all_that_the_table_asks_for(database_url: str, owner_url: str) -> None:
     """Defaults, constraints and indexes are those of a partition that PostgreSQL makes by itself."""
 
     async def run(seeds: Seeds) -> None:
@@ -66,8 +67,8 @@ def test_a_partition_made_later_has_all_that_the_table_asks_for(database_url: st
         low, high = ids.day_bounds(next_day)
         for table in partitions.TABLES:
             other = partitions.name_of(table, next_day)
-            await seeds.driver.execute(
-                f"CREATE TABLE {other} PARTITION OF {table} FOR VALUES FROM ('{low}') TO ('{high}')"
+            await as_owner(
+                owner_url, f"CREATE TABLE {other} PARTITION OF {table} FOR VALUES FROM ('{low}') TO ('{high}')"
             )
             described = []
             for name in (partitions.name_of(table, OLD), other):
@@ -226,11 +227,14 @@ def test_retention_does_not_stop_the_traffic_behind_a_long_reader(database_url: 
     seeded(database_url, run)
 
 
-def test_days_that_lost_one_of_their_tables_are_dropped_too(database_url: str) -> None:
+def test_days_that_lost_one_of_their_tables_are_dropped_too(database_url: str, owner_url: str) -> None:
     async def run(seeds: Seeds) -> None:
         await partitions.ensure(seeds.driver, [OLD])
-        await seeds.driver.execute(f"DROP TABLE {partitions.name_of('deliveries', OLD)}")
-        await seeds.driver.execute("CREATE TABLE deliveries_mine PARTITION OF deliveries DEFAULT")
+        await as_owner(
+            owner_url,
+            f"DROP TABLE {partitions.name_of('deliveries', OLD)}",
+            "CREATE TABLE deliveries_mine PARTITION OF deliveries DEFAULT",
+        )
         assert await dropped(seeds) == [OLD]
         assert partitions.name_of("events", OLD) not in await present(seeds, "events")
 

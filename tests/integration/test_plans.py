@@ -94,7 +94,7 @@ def planted(services: Services, template: str) -> Iterator[str]:
         await driver.execute("ANALYZE")
 
     seeded(url, plant)
-    yield url
+    yield services.application_url(url)
     services.drop_database(url)
 
 

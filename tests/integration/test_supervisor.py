@@ -293,7 +293,7 @@ def test_killed_services_come_back_with_what_was_committed(platform: Callable[..
     one = platform().start_ready()
     found = find_running(one.data_dir)
     assert found is not None
-    url = plain_url(found.database_url or "")
+    url = plain_url(found.database_owner_url or "")
 
     async def query(statement: str) -> object:
         connection = await asyncpg.connect(url)

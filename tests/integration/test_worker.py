@@ -14,6 +14,7 @@ from core.hints import Hints
 from tests.platform import Platform, environment, eventually, platform
 from tests.receiver import Receiver
 from tests.seeds import Seeds, seeded
+from tests.services import as_owner
 from worker import loops
 from worker import main as worker
 
@@ -163,13 +164,15 @@ def test_what_cannot_be_stored_of_an_answer_does_not_cost_its_outcome(database_u
         asyncio.run(run(receiver))
 
 
-def test_an_attempt_whose_day_has_no_partition_is_recorded_once(database_url: str, redis_url: str) -> None:
+def test_an_attempt_whose_day_has_no_partition_is_recorded_once(
+    database_url: str, owner_url: str, redis_url: str
+) -> None:
     async def run(receiver: Receiver) -> None:
         async with platform(database_url, redis_url) as p:
             await p.subscribe(receiver.url("/slow/0.2"))
             await p.send()
             await asyncio.to_thread(receiver.wait_for, 1)  # the worker's housekeeping has been, or finds nothing to do
-            await p.sql(f"DROP TABLE {partitions.name_of('attempts', datetime.now(UTC).date())}")
+            await as_owner(owner_url, f"DROP TABLE {partitions.name_of('attempts', datetime.now(UTC).date())}")
             await p.settled(1, "delivered")
             [row] = await p.sql("SELECT count(*) AS n FROM attempts")
             assert (row["n"], receiver.count) == (1, 1)
@@ -355,13 +358,13 @@ def test_what_was_missed_is_sent_on_resume(database_url: str, redis_url: str) ->
 # --- housekeeping --------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_makes_and_drops_partitions_by_itself(database_url: str, redis_url: str) -> None:
+def test_a_worker_makes_and_drops_partitions_by_itself(database_url: str, owner_url: str, redis_url: str) -> None:
     today = datetime.now(UTC).date()
     ahead, old = today + timedelta(days=7), today - timedelta(days=40)
 
     async def prepare(seeds: Seeds) -> None:
         await partitions.ensure(seeds.driver, [old])
-        await seeds.driver.execute(f"DROP TABLE {partitions.name_of('events', ahead)}")
+        await as_owner(owner_url, f"DROP TABLE {partitions.name_of('events', ahead)}")
 
     async def run() -> None:
         async with platform(database_url, redis_url) as p:
