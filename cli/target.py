@@ -130,6 +130,11 @@ def database_faults(url: str) -> Iterator[None]:
 
     from core.database import is_unreachable
 
+    refusals = (
+        asyncpg.InvalidAuthorizationSpecificationError,
+        asyncpg.InvalidCatalogNameError,
+        asyncpg.InsufficientPrivilegeError,
+    )
     try:
         yield
     except (DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
@@ -140,7 +145,7 @@ def database_faults(url: str) -> Iterator[None]:
                 f"The database {without_password(url)} has not the schema that this version needs ({said}). "
                 "Run: hookwright migrate"
             ) from error
-        if isinstance(cause, asyncpg.InvalidAuthorizationSpecificationError | asyncpg.InvalidCatalogNameError):
+        if isinstance(cause, refusals):
             raise NoDatabase(f"PostgreSQL refuses {without_password(url)}: {said}") from error
         if is_unreachable(error) or isinstance(cause, asyncpg.InterfaceError):
             raise Unavailable(f"PostgreSQL does not answer at {without_password(url)}: {said}") from error

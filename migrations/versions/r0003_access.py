@@ -149,13 +149,15 @@ CREATE FUNCTION make_partition(parent text, day date) RETURNS void
 LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = {schema}, pg_temp SET timezone = 'UTC' AS $$
 DECLARE
     name text := parent || '_p' || to_char(day, 'YYYYMMDD');
-    low text := to_hex((extract(epoch FROM day) * 1000)::bigint);
-    high text := to_hex((extract(epoch FROM day + 1) * 1000)::bigint);
+    low text;
+    high text;
 BEGIN
     IF parent NOT IN ('events', 'deliveries', 'attempts') OR day NOT BETWEEN '1970-01-01' AND '9999-12-30' THEN
         RAISE EXCEPTION 'there are partitions of events, deliveries and attempts, from 1970 to 9999'
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
+    low := to_hex((extract(epoch FROM day) * 1000)::bigint);  -- an id begins with its milliseconds since 1970
+    high := to_hex((extract(epoch FROM day + 1) * 1000)::bigint);
     EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', name, parent);
     EXECUTE format(
         'ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', parent, name,

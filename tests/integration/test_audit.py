@@ -101,7 +101,7 @@ READY: dict[tuple[str, str], Callable[[Platform, str], Awaitable[Ready]]] = {
     ("POST", f"{SUBSCRIPTIONS}/{{id}}/secret/rotate"): _subscription,
     ("POST", f"{SUBSCRIPTIONS}/{{id}}/test"): _subscription,
     ("POST", f"{SUBSCRIPTIONS}/{{id}}/circuit-breaker/reset"): _subscription,
-    ("POST", "/v1/replays"): _posts(lambda: {}),
+    ("POST", "/v1/replays"): _posts(dict),
     ("POST", "/v1/replays/{id}/pause"): _replay,
     ("POST", "/v1/replays/{id}/resume"): _replay,
     ("POST", "/v1/replays/{id}/cancel"): _replay,
@@ -325,11 +325,13 @@ def test_the_log_is_listed_filtered_and_exported_for_whom_it_is_meant(
             "filters[actor]=key_1": lambda one: one["actor"] == "key_1",
             "filters[action]=thing.done1": lambda one: one["action"] == "thing.done1",
             "filters[resource]=thing_2": lambda one: one["resource"] == "thing_2",
-            "filters[actor]=key_1&filters[resource]=thing_2": lambda one: (one["actor"], one["resource"])
-            == ("key_1", "thing_2"),
+            "filters[actor]=key_1&filters[resource]=thing_2": lambda one: (
+                (one["actor"], one["resource"]) == ("key_1", "thing_2")
+            ),
             f"filters[created_after]={third}": lambda one: one["at"] >= third,
-            f"filters[created_before]={third}&filters[action]=thing.done0": lambda one: one["at"] < third
-            and one["action"] == "thing.done0",
+            f"filters[created_before]={third}&filters[action]=thing.done0": lambda one: (
+                one["at"] < third and one["action"] == "thing.done0"
+            ),
         }
         for headers, whole in ((admin(p), mine), (admin(p, None), every)):
             for query, chosen in choices.items():
