@@ -28,7 +28,7 @@ from tests.faults.producer import Producer
 from tests.faults.scene import SLACK_S, until
 from tests.platform import platform
 from tests.receiver import Receiver
-from tests.services import plain_url
+from tests.services import as_owner, plain_url
 from worker import loops
 
 Play = Callable[[Scenario], None]
@@ -243,7 +243,7 @@ def test_partitions_that_are_missing_are_made_under_load(play: Play, seed: int) 
 
 
 def test_at_midnight_without_partitions_for_the_new_day_nothing_is_lost(
-    database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    database_url: str, owner_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The clock of ids is set so that midnight comes half a second into the load; nobody has made partitions ahead."""
     now_ms = time.time_ns() // 1_000_000
@@ -258,7 +258,7 @@ def test_at_midnight_without_partitions_for_the_new_day_nothing_is_lost(
             eve = ids.day_of(UUID(int=(now_ms + shift_ms) << 80))
             for row in await it.sql("SELECT tablename FROM pg_tables WHERE tablename ~ '_p[0-9]{8}$'"):
                 if partitions.day_in(row["tablename"]) != eve:
-                    await it.sql(f"DROP TABLE {row['tablename']}")
+                    await as_owner(owner_url, f"DROP TABLE {row['tablename']}")
             began_ms = time.time_ns() // 1_000_000
             monkeypatch.setattr(
                 ids.new_id, "_now_ms", lambda: time.time_ns() // 1_000_000 - began_ms + now_ms + shift_ms

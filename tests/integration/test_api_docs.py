@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from app.api import audit_log
 from app.routes import API
 from core import errors, filters, selection
 from core.failures import ErrorKind
@@ -42,11 +43,22 @@ def test_every_error_code_is_documented_with_its_status() -> None:
 def test_filters_operators_formats_and_errors_are_documented() -> None:
     [row] = re.findall(r"^\| deliveries \| (.*) \|$", TEXT, re.M)
     assert sorted(re.findall(r"`([a-z_]+)`", row)) == sorted(selection._FILTERS)
+    [row] = re.findall(r"^\| audit log \| (.*) \|$", TEXT, re.M)
+    assert sorted(re.findall(r"`([a-z_]+)`", row)) == sorted(audit_log._FILTERS)
     for name in (*filters.OPERATORS, *filters.COMBINATORS):
         assert name in TEXT
     assert re.findall(r"^\| `([a-z]+)` \| (?:`\{|the data|CloudEvents)", TEXT, re.M) == list(FORMATS)
     for kind in ErrorKind:
         assert f"`{kind}`" in TEXT
+
+
+def test_every_action_of_the_audit_log_is_documented() -> None:
+    rows = re.findall(r"^\| (`[a-z_]+\.[a-z_]+`(?: `\.[a-z]+`)*) \|", TEXT.partition("## Audit log")[2], re.M)
+    documented = {
+        noun + verb for row in rows for noun in [row[1:].partition(".")[0]] for verb in re.findall(r"\.[a-z_]+", row)
+    }
+    declared = {action.audited for actions in API.values() for action in actions.values() if action.audited}
+    assert documented == declared | {"subscription.disabled"}
 
 
 def examples() -> list[dict[str, Any]]:
@@ -85,6 +97,7 @@ def test_examples_have_exactly_the_fields_of_real_answers(database_url: str, red
             "organization": (await p.client.post("/v1/organizations", json={"name": "n"}, headers=admin)).json()[
                 "data"
             ],
+            "audit entry": (await p.client.get("/v1/audit-log", headers=admin)).json()["data"][0],
             "key": (await p.client.post("/v1/api-keys", json={"name": "n"}, headers=admin)).json()["data"],
         }
         missing = {name: sorted(answer) for name, answer in answers.items() if set(answer) not in shapes}

@@ -193,6 +193,31 @@ def test_a_key_needs_the_secret_keys_and_an_organization_does_not(
     assert "HOOKWRIGHT_REDIS_URL" not in refused.err
 
 
+def test_what_is_done_on_the_command_line_is_audited_and_exported(configured: Cli, organization: str) -> None:
+    def exported(*options: str) -> list[dict[str, str]]:
+        return [json.loads(line) for line in configured("audit", "export", *options).out.splitlines()]
+
+    [first] = exported()
+    assert (first["action"], first["resource"], first["actor"]) == (
+        "organization.created",
+        organization,
+        "command line",
+    )
+    key = configured("key", "create", "--org", organization).out.strip()
+    configured("key", "create", "--platform")
+    [key_id] = {one["resource"] for one in exported("--org", organization) if one["action"] == "api_key.created"}
+    for _ in range(2):  # the second changes nothing
+        configured("key", "revoke", key_id)
+    actions = ["organization.created", "api_key.created", "api_key.revoked"]
+    assert [one["action"] for one in exported("--org", organization)] == actions
+    assert [one["organization_id"] for one in exported()] == [organization] * 2 + [None, organization]
+    assert exported("--since", "2090-01-01T00:00:00Z") == []
+    assert key not in json.dumps(exported())
+    wrong = configured("audit", "export", "--since", "yesterday")
+    assert (wrong.code, wrong.out) == (1, "")
+    assert "2026-01-28T10:15:00Z" in wrong.err
+
+
 # --- which database ------------------------------------------------------------------------------------------------
 
 
