@@ -146,7 +146,7 @@ CREATE TRIGGER deleted_for_good BEFORE UPDATE ON organizations
 # statement. A partition carries no grants: it is reached through its table, which has them.
 MAKE_PARTITION = """
 CREATE FUNCTION make_partition(parent text, day date) RETURNS void
-LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = {schema}, pg_temp SET timezone = 'UTC' AS $$
+LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = {schema}, pg_temp AS $$
 DECLARE
     name text := parent || '_p' || to_char(day, 'YYYYMMDD');
     low text;
