@@ -6,8 +6,8 @@ application   SELECT, INSERT, UPDATE, DELETE; of audit_log no UPDATE; of alembic
               makes and drops days of events by calling functions of the owner's (core.partitions)
 ```
 
-So whoever takes over a web process or a worker still can't rewrite the audit log: for that one must own its table. With
-one role for everything the log rests on its triggers, which that role could disable.
+So whoever gets hold of the application's connection still can't rewrite the audit log: for that one must own its table.
+With one role for everything the log rests on its triggers, which that role could disable.
 """
 
 from __future__ import annotations
