@@ -119,16 +119,17 @@ def _operator_ranges(setting: str, cidrs: Iterable[str]) -> Mapping[int, _Ranges
 MAX_URL_CHARS = 2048
 MAX_HOST_CHARS = 253  # RFC 1035: 255 bytes on the wire
 
-# Ports from 1024 up of services that nobody means to send a webhook to and that act on what they read.
-# None lies above 32767, where test receivers get their ephemeral ports.
+# Ports from 1024 up of services that nobody means to send a webhook to and that act on what they read; among them
+# all that browsers block (WHATWG Fetch, section 2.9). None lies above 32767, where test receivers get their
+# ephemeral ports.
 INTERNAL_PORTS = frozenset(
     {
-        1099, 1433, 1521, 1883, 2049, 2181, 2375, 2376, 2377, 2379, 2380, 3306, 3389, 4369, 4646,
-        5060, 5432, 5433, 5671, 5672, 5900, 5901, 5984, 5985, 5986, 6379, 6380, 6443, 6660, 6665,
-        6666, 6667, 6668, 6669, 6697, 7000, 7001, 7199, 7473, 7474, 7687, 8086, 8125, 8200, 8300,
-        8500, 9042, 9092, 9093, 9160, 9200, 9300, 9418, 10000, 10248, 10249, 10250, 10255, 10256,
-        10257, 10259, 11211, 11434, 15672, 16379, 25672, 26257, 26379, 27017, 27018, 27019,
-        28015,
+        1080, 1099, 1433, 1521, 1719, 1720, 1723, 1883, 2049, 2181, 2375, 2376, 2377, 2379, 2380, 3128,
+        3306, 3389, 3659, 4045, 4190, 4222, 4369, 4646, 5060, 5061, 5432, 5433, 5671, 5672, 5900, 5901,
+        5984, 5985, 5986, 6000, 6379, 6380, 6443, 6566, 6660, 6665, 6666, 6667, 6668, 6669, 6679, 6697,
+        7000, 7001, 7199, 7473, 7474, 7687, 8086, 8125, 8200, 8300, 8500, 9042, 9092, 9093, 9100, 9160,
+        9200, 9300, 9418, 10000, 10080, 10248, 10249, 10250, 10255, 10256, 10257, 10259, 11211, 11434,
+        15672, 16379, 25672, 26257, 26379, 27017, 27018, 27019, 28015,
     }
 )  # fmt: skip
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from core import urls
@@ -34,7 +34,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
-    # These four hold secrets, so `repr` leaves them out.
+    # These four and the proxy's URL hold secrets, so `repr` leaves them out.
     database_url: str = Field(repr=False, description="PostgreSQL, as postgresql://user:password@host:port/name")
     database_owner_url: str | None = Field(
         None, repr=False, description="The same database by the role that owns the schema; for hookwright migrate"
@@ -52,6 +52,15 @@ class Settings(BaseSettings):
     egress_deny: Words = Field((), description="CIDRs that are never called; beats allow")
     egress_allow_http: bool = Field(False, description="Let subscriptions use http:// (development only)")
     egress_ca_file: str | None = Field(None, description="PEM file of further certificate authorities to trust")
+    egress_client_cert_file: str | None = Field(
+        None, description="PEM file of the certificate, and its chain, that receivers are shown who ask for one"
+    )
+    egress_client_key_file: str | None = Field(
+        None, description="PEM file of that certificate's key, unencrypted; by default it is in the same file"
+    )
+    egress_proxy_url: str | None = Field(
+        None, repr=False, description="HTTP proxy that all deliveries go through, as http://user:password@host:port"
+    )
 
     retention_days: int = Field(30, ge=1, le=3650, description="Days that events, deliveries and attempts are kept")
     event_max_bytes: int = Field(262_144, ge=1024, le=16_777_216, description="Largest body of one event")
@@ -101,6 +110,18 @@ class Settings(BaseSettings):
     @classmethod
     def _is_redis(cls, value: str) -> str:
         return urls.redis(value)
+
+    @field_validator("egress_client_key_file")
+    @classmethod
+    def _has_a_certificate(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("egress_client_cert_file") is None:
+            raise ValueError(f"needs {PREFIX}EGRESS_CLIENT_CERT_FILE, whose key it is")
+        return value
+
+    @field_validator("egress_proxy_url")
+    @classmethod
+    def _is_proxy(cls, value: str | None) -> str | None:
+        return None if value is None else urls.proxy(value)
 
     @field_validator("public_url")
     @classmethod

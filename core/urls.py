@@ -1,6 +1,6 @@
-"""The URLs of PostgreSQL and Redis, as operators write them, checked and put as our drivers want them.
+"""The URLs of PostgreSQL, Redis and a proxy, as operators write them, checked and put as our drivers want them.
 
-Both raise ValueError that says what would be right and repeats nothing of the URL but the names of its parameters:
+All raise ValueError that says what would be right and repeats nothing of the URL but the names of its parameters:
 a URL holds a password, and one that can't be parsed may hold it anywhere.
 """
 
@@ -111,6 +111,25 @@ def redis(text: str) -> str:
         raise ValueError("the database must be a number, as redis://host:6379/0")
     if parts.fragment:
         raise ValueError("must not have a #; in a password it is written as %23")
+    return text
+
+
+def proxy(text: str) -> str:
+    """The URL as it is."""
+    wrong = "must be the URL of an HTTP proxy, as http://user:password@host:3128, with its port and no path"
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        raise ValueError(_PORT_WRONG) from None
+    if parts.scheme != "http" or not parts.hostname or port is None:
+        raise ValueError(wrong)
+    _check_port(str(port))
+    # What passed for a path, a query or a fragment may be the rest of a password.
+    if parts.path not in {"", "/"} or parts.query or parts.fragment or "@" in (parts.password or ""):
+        raise ValueError(f"{wrong}; @ : / ? # and % in a password are written as %40 and so on")
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError(wrong)
     return text
 
 

@@ -15,7 +15,7 @@ It speaks HTTP/1.1 by hand, because no server library can be talked into most of
 | `/slow/SECONDS` | 200 after a while |
 | `/hang` | never answers |
 | `/reset`, `/close` | RST, or FIN, instead of an answer |
-| `/redirect?to=URL` | 302 |
+| `/redirect?to=URL`, `/redirect/NNN?to=URL` | 302, or that status |
 | `/large/BYTES` | 200 with a body of that size |
 | `/endless` | a body that never ends |
 | `/endless-headers`, `/endless-1xx` | a head that never ends, in two ways |
@@ -390,7 +390,9 @@ _FAULTS: dict[str, _Fault] = {
     "hang": lambda it, *_: None,
     "reset": lambda it, *_: it.reset(),
     "close": lambda it, *_: it.transport.close(),
-    "redirect": lambda it, _, query: it.send(_answer(302, b"", ("Location: " + parse_qs(query)["to"][0],))),
+    "redirect": lambda it, argument, query: it.send(
+        _answer(int(argument or 302), b"", ("Location: " + parse_qs(query)["to"][0],))
+    ),
     "large": lambda it, argument, _: it.send(_answer(200, b"x" * int(argument))),
     "endless": lambda it, *_: it.send_endless(_CHUNKED, _CHUNK),
     "endless-headers": lambda it, *_: it.send_endless(b"HTTP/1.1 200 OK\r\n", b"X-More: and more\r\n" * 64),

@@ -6,11 +6,12 @@ addresses in two places, each of which sees literal addresses and resolved ones 
 
 1. `_resolve_host`, the one function whose answer is dialled: one denied address refuses the whole answer.
 2. the socket factory, which is given the very address that is dialled next, should a release of aiohttp ever
-   find another way to it. A test takes the first away and sees the second hold.
+   find another way to it. A test takes the first away and sees the second hold. With a proxy no such socket is made;
+   then what is asked of the proxy is checked in the same way.
 
-The members of aiohttp that are not documented (`_resolve_host`, `_release`, `_conns`, `_acquired`, `_factory`,
-`ResponseHandler`) are used in this file and `worker.transport` only; `tests/integration/test_transport.py` fails
-where an upgrade changes them.
+The members of aiohttp that are not documented (`_resolve_host`, `_wrap_create_connection`, `_wrap_existing_connection`,
+`_release`, `_conns`, `_acquired`, `_factory`, `ResponseHandler`) are used in this file and `worker.transport` only;
+`tests/integration/test_transport.py` and `test_proxy.py` fail where an upgrade changes them.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from aiohttp.streams import StreamReader
 from yarl import URL
 
 from core.egress import BlockedAddress, EgressPolicy, Target
+from worker.proxy import Proxy
 from worker.send_errors import DeniedSocket, HeadTooLarge, NotHttp
 
 # A lookup holds a thread until the system's resolver gives up (10 s and more, where a name server is silent
@@ -54,8 +56,13 @@ MAX_ADDRESSES = 4
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
 
 
-def tls_context(ca_file: str | None = None, client_cert_file: str | None = None) -> ssl.SSLContext:
-    """TLS 1.2 at least; verifies certificate and host name, always. `ca_file` adds to the system's."""
+def tls_context(
+    ca_file: str | None = None, client_cert_file: str | None = None, client_key_file: str | None = None
+) -> ssl.SSLContext:
+    """TLS 1.2 at least; verifies certificate and host name, always. `ca_file` adds to the system's.
+
+    Raises OSError (ssl.SSLError among them) where a file can't be used.
+    """
     # Not ssl.create_default_context(): it writes session keys to wherever SSLKEYLOGFILE in the environment
     # says.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -64,7 +71,8 @@ def tls_context(ca_file: str | None = None, client_cert_file: str | None = None)
     if ca_file is not None:
         context.load_verify_locations(cafile=ca_file)
     if client_cert_file is not None:
-        context.load_cert_chain(client_cert_file)
+        # Without a password OpenSSL would ask for that of an encrypted key at the terminal.
+        context.load_cert_chain(client_cert_file, client_key_file, password="")
     context.set_alpn_protocols(["http/1.1"])
     return context
 
@@ -246,6 +254,7 @@ class EgressConnector(aiohttp.TCPConnector):
         limit_per_host: int,
         max_idle: int,
         keepalive_s: float,
+        proxy: Proxy | None = None,
     ) -> None:
         super().__init__(
             ssl=context,
@@ -257,6 +266,7 @@ class EgressConnector(aiohttp.TCPConnector):
             socket_factory=self._make_socket,
         )
         self._policy = policy
+        self._proxy = proxy
         self._max_idle = max_idle
         self._keepalive_s = keepalive_s
         self.census = Census()
@@ -270,11 +280,29 @@ class EgressConnector(aiohttp.TCPConnector):
 
     def _make_socket(self, info: Any) -> socket.socket:
         family, kind, protocol, _, address = info
+        self._guard(address[0])
+        return socket.socket(family, kind, protocol)
+
+    def _guard(self, address: str) -> None:
         try:
-            self._policy.check_address(address[0])
+            self._policy.check_address(address)
         except BlockedAddress as blocked:
             raise DeniedSocket(errno.EACCES, blocked.message) from blocked
-        return socket.socket(family, kind, protocol)
+
+    async def _wrap_create_connection(
+        self, *args: Any, addr_infos: list[Any], req: Any, timeout: Any, **kwargs: Any
+    ) -> tuple[asyncio.Transport, ResponseHandler]:
+        if self._proxy is None:
+            return await super()._wrap_create_connection(
+                *args, addr_infos=addr_infos, req=req, timeout=timeout, **kwargs
+            )
+        address, port = addr_infos[0][4][:2]  # aiohttp calls again with the next where this one fails
+        try:
+            self._guard(address)
+            sock = await self._proxy.tunnel(address, port)
+        except OSError as error:
+            raise aiohttp.ClientConnectorError(req.connection_key, error) from error
+        return await self._wrap_existing_connection(*args, sock=sock, req=req, timeout=timeout, **kwargs)
 
     def take(self, peer: Peer, max_age_s: float) -> Handler | None:
         """An idle connection that may carry another request; it is in use from now on."""

@@ -83,7 +83,14 @@ async def working(settings: Settings) -> AsyncIterator[Engine]:
     database = Database(settings.database_url, pool_size=settings.database_pool_size, name="hookwright-worker")
     # More connections than slots: waiting for one would count against an attempt's deadline.
     most = settings.worker_max_in_flight + 2 * slow_slots(settings.worker_max_in_flight)
-    transport = EgressTransport(policy, ca_file=settings.egress_ca_file, limit=most + 64)
+    transport = EgressTransport(
+        policy,
+        ca_file=settings.egress_ca_file,
+        client_cert_file=settings.egress_client_cert_file,
+        client_key_file=settings.egress_client_key_file,
+        proxy_url=settings.egress_proxy_url,
+        limit=most + 64,
+    )
     engine = Engine(
         database,
         transport,

@@ -53,6 +53,10 @@ class DeniedSocket(PermissionError):
     """An address reached the making of a socket although egress policy denies it."""
 
 
+class ProxyFailed(OSError):
+    """The operator's egress proxy made no connection. The message says what happened and is safe to show."""
+
+
 _Finding = tuple[ErrorKind, str]
 
 _DNS: _Finding = (ErrorKind.DNS, "The host name could not be resolved")
@@ -60,6 +64,7 @@ _REFUSED: _Finding = (ErrorKind.REFUSED, "The connection was refused")
 _UNREACHABLE: _Finding = (ErrorKind.REFUSED, "The address could not be reached")
 _NO_CONNECTION: _Finding = (ErrorKind.REFUSED, "No connection could be made")
 _EXHAUSTED: _Finding = (ErrorKind.REFUSED, "The sender had no free connection; not the receiver's fault")
+_PROXY: _Finding = (ErrorKind.REFUSED, "The sender's proxy made no connection")
 _BLOCKED: _Finding = (ErrorKind.BLOCKED_ADDRESS, "The address is not called")
 _TLS: _Finding = (ErrorKind.TLS, "No secure connection could be made")
 _TLS_CUT: _Finding = (ErrorKind.TLS, "The connection was closed during the TLS handshake")
@@ -74,6 +79,7 @@ _BY_CLASS: tuple[tuple[type[BaseException], _Finding], ...] = (
     (BlockedAddress, _BLOCKED),
     (ForbiddenUrl, _BLOCKED),
     (DeniedSocket, _BLOCKED),
+    (ProxyFailed, _PROXY),
     (HeadTooLarge, _TOO_LARGE),
     (LineTooLong, _TOO_LARGE),
     (NotHttp, _PROTOCOL),
@@ -143,6 +149,8 @@ def send_error_from(error: BaseException, *, dialling_tls: bool = False) -> Send
         message = error.message  # names the address, and why
     elif isinstance(error, ForbiddenUrl):
         message = error.fault
+    elif finding is _PROXY:
+        message = str(error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error)
     elif finding is _TLS:
         message = _tls_message(error)
     return SendError(kind, message)

@@ -11,7 +11,8 @@ from a second reading of the URL.
 
 What is sent: request line, `Host`, `Accept-Encoding: identity`, `Content-Length`, then the request's headers
 in their order and case, less those that frame, route or identify us (`_OURS`), then the body, in one write.
-There are no redirects, cookies, proxies, retries or decompression to switch off: nothing here does them.
+There are no redirects, cookies, proxies of the environment, retries or decompression to switch off: nothing here does
+them. A proxy that the operator set is a way to connect and no more (`worker.proxy`).
 
 What is decided by the time:
 
@@ -50,6 +51,7 @@ from worker.connector import (
     ThreadResolver,
     tls_context,
 )
+from worker.proxy import Proxy
 from worker.send_errors import FORESEEN, HeadTooLarge, NotHttp, SendError, send_error_from, timed_out
 
 DEFAULT_DEADLINE_S = 15.0
@@ -122,6 +124,8 @@ class EgressTransport(httpx.AsyncBaseTransport):
         *,
         ca_file: str | None = None,
         client_cert_file: str | None = None,
+        client_key_file: str | None = None,
+        proxy_url: str | None = None,
         limit: int = 1000,
         limit_per_host: int = 0,
         max_idle: int = 500,
@@ -133,12 +137,13 @@ class EgressTransport(httpx.AsyncBaseTransport):
         self._resolver = resolver or ThreadResolver()
         self._connector = EgressConnector(
             policy,
-            tls_context(ca_file, client_cert_file),
+            tls_context(ca_file, client_cert_file, client_key_file),
             resolver=self._resolver,
             limit=limit,
             limit_per_host=limit_per_host,
             max_idle=max_idle,
             keepalive_s=keepalive_s,
+            proxy=None if proxy_url is None else Proxy(proxy_url),
         )
         self._target = lru_cache(maxsize=4096)(policy.check_url)
 

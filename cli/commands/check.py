@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import typer
 
@@ -17,6 +16,7 @@ from core.settings import Settings, load
 
 MIN_POSTGRESQL = 15
 MIN_REDIS = 6  # users with passwords, which URLs may carry
+PROXY_TIMEOUT_S = 5.0
 
 
 class Fault(HookwrightError):
@@ -41,7 +41,7 @@ def check(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
         looks += [look_at_postgresql, look_at_schema, look_at_roles]
     if REDIS_URL not in missing:
         looks.append(look_at_redis)
-    looks.append(look_at_ca_file)
+    looks += [look_at_ca_file, look_at_client_certificate, look_at_proxy]
     passed = [asyncio.run(_try(look, settings)) for look in looks]
     for name in missing:
         say(f"wrong  {name} is not set, and no embedded service runs on {data_dir}: start `hookwright up`, or set it")
@@ -127,13 +127,38 @@ async def look_at_redis(settings: Settings) -> str:
 
 
 async def look_at_ca_file(settings: Settings) -> str:
-    import ssl
-
     path = settings.egress_ca_file
+    return "" if path is None else _read("HOOKWRIGHT_EGRESS_CA_FILE", path, f"certificate authorities of {path}", path)
+
+
+async def look_at_client_certificate(settings: Settings) -> str:
+    path, key = settings.egress_client_cert_file, settings.egress_client_key_file
     if path is None:
         return ""
+    shown = path if key is None else f"{path} with the key {key}"
+    return _read("HOOKWRIGHT_EGRESS_CLIENT_CERT_FILE", shown, f"client certificate of {path}", None, path, key)
+
+
+def _read(setting: str, shown: str, fine: str, *files: str | None) -> str:
+    from worker.connector import tls_context
+
     try:
-        ssl.create_default_context(cafile=Path(path))
-    except (OSError, ssl.SSLError) as error:
-        raise Fault(f"HOOKWRIGHT_EGRESS_CA_FILE {path} can't be used: {error}") from error
-    return f"certificate authorities of {path}"
+        tls_context(*files)
+    except OSError as error:
+        raise Fault(f"{setting} {shown} can't be used: {error}") from error
+    return fine
+
+
+async def look_at_proxy(settings: Settings) -> str:
+    from worker.proxy import Proxy
+    from worker.send_errors import ProxyFailed
+
+    if settings.egress_proxy_url is None:
+        return ""
+    proxy = Proxy(settings.egress_proxy_url)
+    try:
+        async with asyncio.timeout(PROXY_TIMEOUT_S):
+            await proxy.ping()
+    except (ProxyFailed, TimeoutError) as error:
+        raise Fault(f"HOOKWRIGHT_EGRESS_PROXY_URL: nothing answers at {proxy.address}") from error
+    return f"egress proxy at {proxy.address}"

@@ -15,7 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from core import hints
 from core.hints import Hint, Hints
 from core.ids import new_id
-from tests.integration.test_transport import Certificates
+from tests.certificates import Certificates
 from tests.platform import eventually
 
 

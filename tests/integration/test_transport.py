@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
 import errno
 import gc
 import inspect
-import ipaddress
 import os
 import socket
 import ssl
+import threading
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
@@ -24,13 +23,10 @@ import httpx
 import pytest
 import uvloop
 from aiohttp.abc import AbstractResolver, ResolveResult
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from core.egress import EgressPolicy
 from core.failures import ErrorKind
+from tests.certificates import Certificates
 from tests.receiver import Receiver
 from worker import transport as module
 from worker.connector import EgressConnector, tls_context
@@ -53,6 +49,20 @@ def receiver() -> Iterator[Receiver]:
 @pytest.fixture(autouse=True)
 def _forget(receiver: Receiver) -> None:
     receiver.clear()
+
+
+@pytest.fixture
+def dialled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The addresses that sockets were made for."""
+    addresses: list[str] = []
+    make = EgressConnector._make_socket
+
+    def note(self: EgressConnector, info: Any) -> socket.socket:
+        addresses.append(info[4][0])
+        return make(self, info)
+
+    monkeypatch.setattr(EgressConnector, "_make_socket", note)
+    return addresses
 
 
 def run(use: Use, policy: EgressPolicy = LOOPBACK, **options: Any) -> Any:
@@ -179,10 +189,23 @@ def test_no_cookie_is_kept_and_no_proxy_taken_from_the_environment(
     assert requests[0].connection == requests[1].connection
 
 
-def test_a_redirect_is_an_answer_and_not_followed(receiver: Receiver) -> None:
-    answer = send(receiver.url("/redirect?to=" + receiver.url("/ok")))
-    assert answer.status == 302
-    assert [it.path.partition("?")[0] for it in receiver.requests] == ["/redirect"]
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_an_answer_and_not_followed(receiver: Receiver, dialled: list[str], status: int) -> None:
+    with Receiver() as inner:
+        for to in (
+            inner.url(),
+            "http://169.254.169.254/latest/meta-data/",
+            "//169.254.169.254/",
+            "/ok",
+            "file:///etc/passwd",
+        ):
+            answer = send(receiver.url(f"/redirect/{status}?to={to}"))
+            assert answer.status == status
+            assert header(answer, "location") == to
+        assert inner.connections == 0
+    assert {it.path.partition("?")[0] for it in receiver.requests} == {f"/redirect/{status}"}
+    assert receiver.count == 5
+    assert set(dialled) == {"127.0.0.1"}
 
 
 # --- what comes back ---
@@ -582,20 +605,6 @@ class StubResolver(AbstractResolver):
         pass
 
 
-@pytest.fixture
-def dialled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The addresses that sockets were made for."""
-    addresses: list[str] = []
-    make = EgressConnector._make_socket
-
-    def note(self: EgressConnector, info: Any) -> socket.socket:
-        addresses.append(info[4][0])
-        return make(self, info)
-
-    monkeypatch.setattr(EgressConnector, "_make_socket", note)
-    return addresses
-
-
 def test_a_literal_address_is_checked_when_it_is_dialled(receiver: Receiver, dialled: list[str]) -> None:
     target = LOOPBACK.check_url(receiver.url())  # accepted under another policy, long ago
 
@@ -741,49 +750,6 @@ def test_the_deadline_covers_sending() -> None:
 # --- TLS ---
 
 
-class Certificates:
-    """An authority and what it signs, in a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Test authority")])
-        certificate = self._build(self._name, self._key, None)
-        self.ca_file = str(folder / "ca.pem")
-        Path(self.ca_file).write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-
-    def _build(self, subject: x509.Name, key: Any, names: list[x509.GeneralName] | None) -> x509.Certificate:
-        now = datetime.datetime.now(datetime.UTC)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(hours=1))
-            .add_extension(x509.BasicConstraints(ca=names is None, path_length=None), critical=True)
-        )
-        if names is not None:
-            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        return builder.sign(self._key, hashes.SHA256())
-
-    def server_context(self) -> ssl.SSLContext:
-        key = ec.generate_private_key(ec.SECP256R1())
-        names = [x509.DNSName("hooks.example.com"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-        certificate = self._build(x509.Name([]), key, names)
-        file = self._folder / "leaf.pem"
-        file.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-            + certificate.public_bytes(serialization.Encoding.PEM)
-        )
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(file)
-        return context
-
-
 NAMES = {"hooks_example_com": [["127.0.0.1"]], "other_example_com": [["127.0.0.1"]]}
 TLS_LOOPBACK = EgressPolicy(allow=["127.0.0.0/8"])
 
@@ -818,7 +784,28 @@ def test_tls_with_the_right_authority_and_name(
     loop(main())
 
 
-def test_an_untrusted_certificate_is_refused(secure: Receiver) -> None:
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ({"from_h": -48, "until_h": -1}, "certificate has expired"),
+        ({"from_h": 24, "until_h": 48}, "certificate is not yet valid"),
+        ({"names": ["other.example.com"]}, "Hostname mismatch"),
+        ({"names": ["*.com", "*.*.com", "*", "example.com"]}, "Hostname mismatch"),
+        ({"names": []}, "hooks.example.com"),
+        ({"self_signed": True}, "self-signed certificate"),
+    ],
+    ids=["expired", "not yet valid", "of another host", "of too wide a name", "of no host", "self-signed"],
+)
+def test_a_certificate_that_is_wrong_is_refused(certificates: Certificates, fault: dict[str, Any], says: str) -> None:
+    with Receiver(ssl_context=certificates.server_context(**fault)) as receiver:
+        options = {"ca_file": certificates.ca_file, "resolver": StubResolver(**NAMES)}
+        error = failure(receiver.url(host="hooks.example.com"), TLS_LOOPBACK, **options)
+        assert error.kind is ErrorKind.TLS
+        assert says in error.message
+        assert receiver.count == 0
+
+
+def test_an_authority_that_is_not_trusted_is_refused(secure: Receiver) -> None:
     secure.clear()
     error = failure(secure.url(host="hooks.example.com"), TLS_LOOPBACK, resolver=StubResolver(**NAMES))
     assert error.kind is ErrorKind.TLS
@@ -826,13 +813,63 @@ def test_an_untrusted_certificate_is_refused(secure: Receiver) -> None:
     assert secure.count == 0
 
 
-def test_a_certificate_for_another_name_is_refused(secure: Receiver, certificates: Certificates) -> None:
-    secure.clear()
-    options = {"ca_file": certificates.ca_file, "resolver": StubResolver(**NAMES)}
-    error = failure(secure.url(host="other.example.com"), TLS_LOOPBACK, **options)
-    assert error.kind is ErrorKind.TLS
-    assert "other.example.com" in error.message
-    assert secure.count == 0
+def test_a_certificate_of_a_name_is_not_that_of_its_address(certificates: Certificates) -> None:
+    with Receiver(ssl_context=certificates.server_context(names=["hooks.example.com"])) as receiver:
+        error = failure(receiver.url(), TLS_LOOPBACK, ca_file=certificates.ca_file)
+        assert error.kind is ErrorKind.TLS
+        assert "IP address mismatch" in error.message
+        assert receiver.count == 0
+
+
+def _demanding(certificates: Certificates, newest: ssl.TLSVersion) -> ssl.SSLContext:
+    context = certificates.server_context()
+    context.maximum_version = newest
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(certificates.ca_file)
+    return context
+
+
+@pytest.mark.parametrize("loop", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("newest", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=lambda it: it.name)
+def test_a_receiver_that_asks_for_a_certificate_gets_ours(
+    certificates: Certificates, newest: ssl.TLSVersion, loop: Any
+) -> None:
+    cert_file, key_file = certificates.client_files()
+
+    async def main(url: str, **ours: str) -> Answer:
+        transport = EgressTransport(TLS_LOOPBACK, ca_file=certificates.ca_file, **ours)
+        try:
+            return await post(transport, url, deadline_s=5)
+        finally:
+            await transport.aclose()
+
+    with Receiver(ssl_context=_demanding(certificates, newest)) as receiver:
+        assert loop(main(receiver.url(), client_cert_file=cert_file, client_key_file=key_file)).status == 200
+
+    def refuse(listener: socket.socket) -> None:
+        plain, _ = listener.accept()
+        with plain, plain.dup() as same:
+            with contextlib.suppress(ssl.SSLError):
+                _demanding(certificates, newest).wrap_socket(plain, server_side=True)
+            same.shutdown(socket.SHUT_WR)
+            same.settimeout(5)
+            with contextlib.suppress(OSError):
+                while same.recv(4096):  # a request left unread would make a RST of the end, and that may overtake
+                    pass
+
+    # uvloop's server closes without a word; this one says why. Of TLS 1.3 it does so only after the handshake.
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=refuse, args=(listener,))
+        thread.start()
+        with pytest.raises(SendError) as caught:
+            loop(main(f"https://127.0.0.1:{listener.getsockname()[1]}/"))
+        thread.join(10)
+    assert caught.value.kind is ErrorKind.TLS
+
+
+def test_a_key_that_is_encrypted_is_an_error_and_no_question_at_the_terminal(certificates: Certificates) -> None:
+    with pytest.raises(OSError, match=r"\[SSL\]|PEM|bad"):
+        tls_context(None, *certificates.client_files(password=b"secret"))
 
 
 def test_tls_older_than_1_2_is_refused(certificates: Certificates) -> None:

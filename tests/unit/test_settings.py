@@ -117,6 +117,18 @@ def test_all_faults_are_named_at_once() -> None:
         ("REDIS_URL", "redis://cache?db=first", "the database must be a number"),
         ("REDIS_URL", "rediss://cache?ssl_cert_reqs=none", "'ssl_cert_reqs' can't be used"),
         ("REDIS_URL", "unix://", "must name a socket"),
+        ("EGRESS_PROXY_URL", "https://proxy:3128", "must be the URL of an HTTP proxy"),
+        ("EGRESS_PROXY_URL", "proxy:3128", "must be the URL of an HTTP proxy"),
+        ("EGRESS_PROXY_URL", "http://proxy", "with its port"),
+        ("EGRESS_PROXY_URL", "http://u:hunter2@:3128", "must be the URL of an HTTP proxy"),
+        ("EGRESS_PROXY_URL", "http://u:hunter2@proxy:x", "the port must be a number from 1 to 65535"),
+        ("EGRESS_PROXY_URL", "http://u:hunter2@proxy:0", "the port must be a number from 1 to 65535"),
+        ("EGRESS_PROXY_URL", "http://u:hun@er2@proxy:3128", "in a password are written as %40"),
+        ("EGRESS_PROXY_URL", "http://u:hun/ter2@proxy:3128", "in a password are written as %40"),
+        ("EGRESS_PROXY_URL", "http://proxy:3128/path", "no path"),
+        ("EGRESS_PROXY_URL", "http://pröxy:3128", "must be the URL of an HTTP proxy"),
+        ("EGRESS_PROXY_URL", "http://proxy\r\n:3128", "must be the URL of an HTTP proxy"),
+        ("EGRESS_CLIENT_KEY_FILE", "key.pem", "needs HOOKWRIGHT_EGRESS_CLIENT_CERT_FILE"),
         ("SECRET_KEYS", " , ", "at least one key is needed"),
         ("PUBLIC_URL", "hooks.example.com", "must start with https:// or http://"),
         ("EGRESS_ALLOW", "localhost", "'localhost' is no CIDR"),
@@ -193,6 +205,7 @@ def test_no_secret_is_in_what_python_shows_of_the_settings() -> None:
         "HOOKWRIGHT_DATABASE_URL": "postgresql://user:hunter2@db.example.com/hookwright",
         "HOOKWRIGHT_REDIS_URL": "redis://:hunter2@cache.example.com",
         "HOOKWRIGHT_SECRET_KEYS": "hunter2",
+        "HOOKWRIGHT_EGRESS_PROXY_URL": "http://user:hunter2@proxy.example.com:3128",
     }
     loaded = settings.load(ENOUGH | secrets)
     assert loaded.redis_url == secrets["HOOKWRIGHT_REDIS_URL"]
