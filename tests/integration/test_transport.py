@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import gc
 import inspect
@@ -26,6 +27,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from core.egress import EgressPolicy
 from core.failures import ErrorKind
+from tests import hostile
 from tests.certificates import Certificates
 from tests.receiver import Receiver
 from worker import transport as module
@@ -607,17 +609,26 @@ class StubResolver(AbstractResolver):
 
 def test_a_literal_address_is_checked_when_it_is_dialled(receiver: Receiver, dialled: list[str]) -> None:
     target = LOOPBACK.check_url(receiver.url())  # accepted under another policy, long ago
+    lax = EgressPolicy(allow=["0.0.0.0/0", "::/0"], allow_http=True)
+    before = receiver.connections
 
-    async def use(transport: EgressTransport) -> SendError:
+    async def use(transport: EgressTransport) -> None:
         with pytest.raises(SendError) as caught:
             await transport.post(target, b"", b"", DEADLINE_S)
-        return caught.value
+        assert caught.value.kind is ErrorKind.BLOCKED_ADDRESS
+        assert caught.value.message == "127.0.0.1 is not called: loopback"
+        for address in [it for group in hostile.ADDRESSES.values() for it in group]:
+            shown = f"[{address}]" if ":" in address else address
+            given = dataclasses.replace(
+                lax.check_url(f"http://8.8.8.8:{receiver.port}/"), host=address, host_header=shown
+            )
+            with pytest.raises(SendError) as caught:
+                await transport.post(given, b"", b"", DEADLINE_S)
+            assert caught.value.kind is ErrorKind.BLOCKED_ADDRESS, address
 
-    error = run(use, EgressPolicy(allow_http=True))
-    assert error.kind is ErrorKind.BLOCKED_ADDRESS
-    assert error.message == "127.0.0.1 is not called: loopback"
+    run(use, EgressPolicy(allow_http=True))
     assert dialled == []
-    assert receiver.count == 0
+    assert receiver.connections == before
 
 
 @pytest.mark.parametrize(
