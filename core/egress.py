@@ -92,6 +92,7 @@ def _ranges(table: Mapping[str, str]) -> _Ranges:
 _DENIED = {4: _ranges(DENIED_IPV4), 6: _ranges(DENIED_IPV6)}
 _ALLOWED_IPV6 = _ranges({ALLOWED_IPV6: "global unicast"})
 _MAPPED = IPv6Network("::ffff:0:0/96")
+_NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
 
 
 def _built_in_fault(address: Address) -> str | None:
@@ -217,7 +218,9 @@ def _address_fault(text: str, allowed: Mapping[int, _Ranges], denied: Mapping[in
     if denied[address.version].reason(number):
         return f"{address} is not called: denied by this installation's settings"
     if allowed[address.version].reason(number):
-        return None
+        # Who has IPv6 only allows this prefix for the sake of the Internet behind it, not of what is inside.
+        behind = isinstance(address, IPv6Address) and address in _NAT64
+        return _address_fault(str(IPv4Address(number & 0xFFFFFFFF)), allowed, denied) if behind else None
     reason = _built_in_fault(address)
     return reason and f"{address} is not called: {reason}"
 

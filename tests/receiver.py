@@ -24,6 +24,7 @@ It speaks HTTP/1.1 by hand, because no server library can be talked into most of
 | `/drip` | a head, then a byte of body each 0.2 s |
 | `/drip-head` | a byte of the head each 0.2 s |
 | `/nul` | NUL and invalid UTF-8 in the body |
+| `/all-bytes` | each byte there is, over and over, 20 KiB |
 | `/gzip-bomb` | 10 KiB that would unpack to 10 MiB |
 | `/lying-length` | a Content-Length of 1000, 10 bytes, FIN |
 | `/body-on-204` | a 204, and a body all the same |
@@ -403,6 +404,7 @@ _FAULTS: dict[str, _Fault] = {
     "drip": lambda it, *_: it.drip(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"),
     "drip-head": lambda it, *_: it.send_slowly(OK, 0.2),
     "nul": lambda it, *_: it.send(_answer(200, b"\x00nul \xff\xfe\xc3( <script>")),
+    "all-bytes": lambda it, *_: it.send(_answer(200, bytes(range(256)) * 80)),
     "gzip-bomb": lambda it, *_: it.send(_bomb()),
     "lying-length": lambda it, *_: it.send_and_close(_LYING),
     "body-on-204": lambda it, *_: it.send(_answer(204) + b"not allowed here"),

@@ -10,6 +10,7 @@ from core.states import TRANSITIONS, State
 from tests.api import FAST, SUBSCRIPTIONS, TIME, URL, error_of, faults_of, run, success_of
 from tests.platform import Platform, eventually, shown
 from tests.receiver import Receiver
+from worker.sending import STORED_BODY_BYTES
 
 DELIVERY = [
     *("id", "delivery_id", "event_id", "event_type", "subscription_id", "organization_id", "status", "reason"),
@@ -79,15 +80,34 @@ def test_a_delivery_shows_its_attempts(database_url: str, redis_url: str) -> Non
         run(database_url, redis_url, check, with_worker=True)
 
 
-def test_an_answer_of_raw_bytes_is_shown_as_text(database_url: str, redis_url: str) -> None:
+def test_answers_of_raw_bytes_are_shown_as_text_and_no_longer_than_kept(database_url: str, redis_url: str) -> None:
+    paths = ["/nul", "/all-bytes", "/latin-header", "/gzip-bomb", "/endless", "/redirect/307?to=%3Cscript%3E"]
+
     async def check(p: Platform) -> None:
-        await p.subscribe(receiver.url("/nul"))
+        for path in paths:
+            await p.subscribe(receiver.url(path), retry_policy=FAST)
         await p.send()
-        [listed] = await p.settled(1, "delivered")
-        [attempt] = (await p.call("GET", f"/v1/deliveries/{listed['id']}"))["data"]["attempts"]
-        assert attempt["status"] == "succeeded"
-        assert attempt["error"] is None
-        assert attempt["response_body"].startswith("\0nul \ufffd")
+        await p.settled(len(paths) - 1, "delivered")
+        await p.settled(1, "dead")
+        listed = await p.client.get("/v1/deliveries?include=attempts")
+        assert listed.headers["content-type"] == "application/json"
+        assert b"\0" not in listed.content
+        shown = {}
+        for one in listed.json()["data"]:
+            [attempt] = one["attempts"]
+            assert (await p.call("GET", f"/v1/deliveries/{one['id']}"))["data"]["attempts"] == [attempt]
+            assert len(attempt["response_body"]) <= STORED_BODY_BYTES
+            shown[attempt["url"].removeprefix(receiver.url(""))] = attempt
+        assert shown["/nul"]["response_body"].startswith("\0nul \ufffd")
+        assert (shown["/nul"]["status"], shown["/nul"]["error"]) == ("succeeded", None)
+        every = bytes(range(256)).decode("utf-8", "replace")
+        assert shown["/all-bytes"]["response_body"] == every * (STORED_BODY_BYTES // 256)
+        assert shown["/latin-header"]["response_headers"]["X-Latin"] == "\xff\xfe\xc3( \xe9"
+        assert shown["/gzip-bomb"]["response_body"].startswith("\x1f\ufffd")  # as it came, packed
+        assert set(shown["/endless"]["response_body"]) == {"x"}
+        redirected = shown["/redirect/307?to=%3Cscript%3E"]
+        assert (redirected["status_code"], redirected["error"]) == (307, "status")
+        assert redirected["response_headers"]["Location"] == "<script>"
 
     with Receiver() as receiver:
         run(database_url, redis_url, check, with_worker=True)

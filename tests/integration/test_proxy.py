@@ -26,7 +26,7 @@ from worker.connector import EgressConnector
 from worker.send_errors import SendError
 from worker.transport import EgressTransport
 
-LOCAL = EgressPolicy(allow=["127.0.0.0/8"], allow_http=True)
+LOCAL = EgressPolicy(allow=["127.0.0.0/8", "::1/128"], allow_http=True)
 
 
 class Proxy:
@@ -196,6 +196,8 @@ def test_a_proxy_that_fails_is_no_connection_and_said_to_be_ours(loop: Callable[
                 assert error.kind is ErrorKind.REFUSED
                 assert error.message.startswith("The sender's proxy")
                 assert message in error.message
+            await failed(transport, "http://[::1]:8080/")
+            assert proxy.asked[-1] == "[::1]:8080"
             proxy.said = b""
             error = await failed(transport, "http://127.0.0.1:8080/", 0.3)
             assert (error.kind, error.message) == (ErrorKind.TIMEOUT, "No connection within 0.3 s")

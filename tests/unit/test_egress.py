@@ -110,6 +110,21 @@ def test_operator_deny_beats_allow_beats_the_table() -> None:
             policy.check_address(denied)
 
 
+def test_a_translating_prefix_that_is_allowed_leads_nowhere_that_ipv4_would_not() -> None:
+    policy = EgressPolicy(allow=["64:ff9b::/96", "10.1.0.0/16"], deny=["9.9.9.9/32"])
+    for allowed in ("64:ff9b::8.8.8.8", "64:ff9b::10.1.2.3"):
+        policy.check_address(allowed)
+    for denied in (
+        "64:ff9b::169.254.169.254",
+        "64:ff9b::7f00:1",
+        "64:ff9b::10.2.0.1",
+        "64:ff9b::9.9.9.9",
+        "64:ff9b:1::1",
+    ):
+        with pytest.raises(BlockedAddress):
+            policy.check_address(denied)
+
+
 def test_overlapping_settings_join() -> None:
     policy = EgressPolicy(allow=["10.1.0.0/16", "10.0.0.0/8", "10.255.0.0/16", "10.0.0.0/8"])
     for allowed in ("10.0.0.0", "10.1.2.3", "10.200.0.1", "10.255.255.255"):
