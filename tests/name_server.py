@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from ipaddress import ip_address
 from typing import Any, Self
 from unittest import mock
@@ -106,7 +106,7 @@ class NameServer:
             return None
         if isinstance(answer, int):
             return query[:2] + struct.pack("!5H", 0x8180 | answer, 1, 0, 0, 0) + question
-        records = _records(name, kind, answer)
+        records = _records(name, kind, tuple(answer))
         whole = query[:2] + struct.pack("!5H", 0x8180, 1, len(records), 0, 0) + question + b"".join(records)
         if by == "udp" and len(whole) > MAX_UDP_BYTES:
             return query[:2] + struct.pack("!5H", 0x8380, 1, 0, 0, 0) + question  # ask again by TCP
@@ -134,7 +134,8 @@ def _read_name(message: bytes, at: int) -> tuple[str, int]:
     return ".".join(labels), at + 1
 
 
-def _records(name: str, kind: int, answer: Sequence[str]) -> list[bytes]:
+@lru_cache  # of a thousand addresses glibc asks several times, with more room each time
+def _records(name: str, kind: int, answer: tuple[str, ...]) -> list[bytes]:
     """A name in the answer is what the name before it stands for; addresses belong to the last."""
     records = []
     for it in answer:
