@@ -154,7 +154,7 @@ def test_what_is_denied_is_not_asked_of_the_proxy(monkeypatch: pytest.MonkeyPatc
 
     async def main() -> None:
         answers = [["169.254.169.254"], ["8.8.8.8", "10.0.0.1"], ["::1"], ["::ffff:127.0.0.1"], ["64:ff9b::a00:1"]]
-        async with Proxy().running() as proxy:
+        async with Proxy(b"HTTP/1.1 403 Forbidden\r\n\r\n").running() as proxy:
             strict = EgressPolicy(allow_http=True)
             resolver = StubResolver(**{f"n{number}_example_com": [answer] for number, answer in enumerate(answers)})
             async with through(proxy, strict, resolver=resolver) as transport:
