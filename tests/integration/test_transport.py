@@ -36,7 +36,8 @@ from worker.send_errors import SendError, send_error_from
 from worker.transport import MAX_BODY_BYTES, Answer, EgressTransport, header_lines
 
 LOOPBACK = EgressPolicy(allow=["127.0.0.0/8"], allow_http=True)
-DEADLINE_S = 0.5
+DEADLINE_S = 0.5  # of what must time out
+PATIENT_S = 10.0  # of what must not, however busy the machine
 BODY = b'{"event_id": "evt_1", "data": {"n": 1}}'
 
 Use = Callable[[EgressTransport], Awaitable[Any]]
@@ -92,14 +93,14 @@ async def post(
     return await transport.post(transport._policy.check_url(url), header_lines(headers), body, deadline_s)
 
 
-def send(url: str, policy: EgressPolicy = LOOPBACK, **options: Any) -> Answer:
-    answer: Answer = run(lambda transport: post(transport, url), policy, **options)
+def send(url: str, policy: EgressPolicy = LOOPBACK, deadline_s: float = PATIENT_S, **options: Any) -> Answer:
+    answer: Answer = run(lambda transport: post(transport, url, deadline_s), policy, **options)
     return answer
 
 
-def failure(url: str, policy: EgressPolicy = LOOPBACK, **options: Any) -> SendError:
+def failure(url: str, policy: EgressPolicy = LOOPBACK, deadline_s: float = PATIENT_S, **options: Any) -> SendError:
     with pytest.raises(SendError) as caught:
-        send(url, policy, **options)
+        send(url, policy, deadline_s, **options)
     return caught.value
 
 
@@ -240,8 +241,8 @@ def test_each_misbehaviour_has_its_kind(receiver: Receiver, path: str, kind: Err
     async def main() -> SendError:
         transport = EgressTransport(LOOPBACK)
         with pytest.raises(SendError) as caught:
-            await post(transport, receiver.url(path))
-        assert (await post(transport, receiver.url("/ok"))).status == 200  # nothing is left of it
+            await post(transport, receiver.url(path), DEADLINE_S if kind is ErrorKind.TIMEOUT else PATIENT_S)
+        assert (await post(transport, receiver.url("/ok"), PATIENT_S)).status == 200  # nothing is left of it
         await transport.aclose()
         return caught.value
 
@@ -724,7 +725,7 @@ def test_a_name_without_an_address_is_dns(receiver: Receiver, answer: Any) -> No
 
 
 def test_the_systems_resolver_and_its_failure() -> None:
-    assert failure("http://no-such-name.invalid/").kind in (ErrorKind.DNS, ErrorKind.TIMEOUT)
+    assert failure("http://no-such-name.invalid/", deadline_s=DEADLINE_S).kind in (ErrorKind.DNS, ErrorKind.TIMEOUT)
 
 
 def test_the_deadline_covers_resolving() -> None:
@@ -733,7 +734,7 @@ def test_the_deadline_covers_resolving() -> None:
             await asyncio.Event().wait()
             raise AssertionError
 
-    error = failure("http://hooks.example.com/", resolver=Silent())
+    error = failure("http://hooks.example.com/", deadline_s=DEADLINE_S, resolver=Silent())
     assert error.kind is ErrorKind.TIMEOUT
     assert error.message == "No connection within 0.5 s"
 
@@ -741,7 +742,7 @@ def test_the_deadline_covers_resolving() -> None:
 def test_the_deadline_covers_connecting_and_tls() -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:  # accepts, and never says a word of TLS
         policy = EgressPolicy(allow=["127.0.0.0/8"])
-        error = failure(f"https://127.0.0.1:{mute.getsockname()[1]}/", policy)
+        error = failure(f"https://127.0.0.1:{mute.getsockname()[1]}/", policy, DEADLINE_S)
     assert error.kind is ErrorKind.TIMEOUT
     assert error.message == "No connection within 0.5 s"
 
