@@ -72,7 +72,7 @@ def tls_context(
         context.load_verify_locations(cafile=ca_file)
     if client_cert_file is not None:
         # Without a password OpenSSL would ask for that of an encrypted key at the terminal.
-        context.load_cert_chain(client_cert_file, client_key_file, password="")
+        context.load_cert_chain(client_cert_file, client_key_file, password=lambda: "")
     context.set_alpn_protocols(["http/1.1"])
     return context
 
