@@ -123,7 +123,7 @@ API: dict[str, dict[str, Action]] = {
     },
     # Across tenants without X-Organization-ID, so it judges that header itself.
     "/v1/audit-log": {"GET": Action(audit_log.index, ORGANIZATIONS_ADMIN, tenant=False, lists=True)},
-    "/v1/audit-log/export": {"GET": Action(audit_log.export, ORGANIZATIONS_ADMIN, tenant=False, lists=True)},
+    "/v1/audit-log/export": {"GET": Action(audit_log.export, ORGANIZATIONS_ADMIN, tenant=False, exports=True)},
     "/v1/api-keys/{id}": {"DELETE": Action(organizations.revoke_key, ORGANIZATIONS_ADMIN, audited="api_key.revoked")},
 }
 

@@ -144,18 +144,19 @@ LinesHandler = Callable[[Call], Awaitable[Lines]]
 class Action:
     """One method of one path: what handles it and what it needs.
 
-    `tenant`: it acts within one organization. `lists`: it answers a list, which query parameters steer; the others take
-    none. `keeps_own_keys`: it handles its `Idempotency-Key` itself, because its transaction is shared with other calls.
-    `rechecks_credential`: it looks at the API key again in its own transaction, and nothing it says before that
-    depends on what is stored; so one that was valid a moment ago will do. `max_body`: names a setting that bounds its
-    body, in bytes. `audited`: what a success is called in the audit log. A method that changes something names it, or
-    says in `unaudited` why there is no entry.
+    `tenant`: it acts within one organization. `lists`: it answers a list, which query parameters steer; `exports`: the
+    same as a whole, in JSON lines; the others take none. `keeps_own_keys`: it handles its `Idempotency-Key` itself,
+    because its transaction is shared with other calls. `rechecks_credential`: it looks at the API key again in its own
+    transaction, and nothing it says before that depends on what is stored; so one that was valid a moment ago will do.
+    `max_body`: names a setting that bounds its body, in bytes. `audited`: what a success is called in the audit log. A
+    method that changes something names it, or says in `unaudited` why there is no entry.
     """
 
     handler: Handler | LinesHandler
     scope: str
     tenant: bool = True
     lists: bool = False
+    exports: bool = False
     keeps_own_keys: bool = False
     rechecks_credential: bool = False
     max_body: str | None = None
@@ -242,7 +243,7 @@ def _check_address(request: Request, action: Action) -> None:
         raise NotFound
     if not request.scope["query_string"]:
         return
-    if request.query_params and not action.lists:
+    if request.query_params and not (action.lists or action.exports):
         given = ", ".join(dict(request.query_params))[:80]
         raise ValidationFailed.of("query", f"This call takes no query parameters; remove {given}")
     if any("\0" in name or "\0" in value for name, value in request.query_params.multi_items()):

@@ -378,6 +378,8 @@ def test_no_request_whatsoever_is_answered_5xx(database_url: str, redis_url: str
             assert answer.status_code < 500, (method, url, more, answer.text[:500])
             if answer.status_code >= 400:
                 error_of(answer, answer.status_code, answer.json()["error"]["code"])
+            elif answer.headers["content-type"] == "application/x-ndjson":
+                assert all(json.loads(line)["id"] for line in answer.text.splitlines())
             else:
                 success_of(answer, answer.status_code)
 
