@@ -48,6 +48,7 @@ API: dict[str, dict[str, Action]] = {
     },
     "/v1/events/batch": {"POST": _ingests(events.create_batch, "batch_max_bytes")},
     "/v1/events/{id}": {"GET": Action(events.show, EVENTS_READ)},
+    "/v1/events/{id}/redact": {"POST": Action(events.redact, EVENTS_WRITE, audited="event.redacted")},
     "/v1/events/{id}/deliveries": {"GET": Action(events.deliveries, DELIVERIES_READ, lists=True)},
     "/v1/deliveries": {"GET": Action(deliveries.index, DELIVERIES_READ, lists=True)},
     "/v1/deliveries/{id}": {"GET": Action(deliveries.show, DELIVERIES_READ)},
@@ -72,6 +73,15 @@ API: dict[str, dict[str, Action]] = {
     },
     "/v1/webhooks/subscriptions/{id}/secret/rotate": {
         "POST": Action(subscriptions.rotate_secret, SUBSCRIPTIONS_WRITE, audited="subscription.secret_rotated")
+    },
+    # It keeps no idempotency key: the repeat of an answer would show the secret and stand in no audit log.
+    "/v1/webhooks/subscriptions/{id}/secret/reveal": {
+        "POST": Action(
+            subscriptions.reveal_secret,
+            SUBSCRIPTIONS_WRITE,
+            keeps_own_keys=True,
+            audited="subscription.secret_revealed",
+        )
     },
     "/v1/webhooks/subscriptions/{id}/test": {
         "POST": Action(
@@ -116,6 +126,7 @@ API: dict[str, dict[str, Action]] = {
     "/v1/organizations/{id}": {
         "GET": Action(organizations.show, ORGANIZATIONS_ADMIN, tenant=False),
         "PATCH": Action(organizations.update, ORGANIZATIONS_ADMIN, tenant=False, audited="organization.updated"),
+        "DELETE": Action(organizations.delete, ORGANIZATIONS_ADMIN, tenant=False, audited="organization.deleted"),
     },
     "/v1/api-keys": {
         "POST": Action(organizations.create_key, ORGANIZATIONS_ADMIN, audited="api_key.created"),

@@ -14,7 +14,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from core import ids
-from core.errors import AuthenticationFailed, NotFound, ValidationFailed
+from core.errors import AuthenticationFailed, NotFound, ValidationFailed, quoted
 from core.models import ApiKey
 from core.organizations import check_name
 from core.sealing import Sealer
@@ -58,7 +58,7 @@ def check_scopes(scopes: Iterable[str], *, platform: bool) -> list[str]:
     chosen = list(dict.fromkeys(scopes))
     wrong = [scope for scope in chosen if scope not in allowed]
     if wrong or not chosen:
-        what = f"{', '.join(wrong)[:200]} can't be given; " if wrong else ""
+        what = f"{', '.join(map(quoted, wrong))[:200]} can't be given; " if wrong else ""
         raise ValidationFailed.of("scopes", f"{what}choose from: {', '.join(allowed)}")
     return chosen
 

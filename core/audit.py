@@ -66,8 +66,8 @@ def entry(
         actor_name=actor.name,
         action=action,
         resource=resource,
-        before=None if before is None else dict(before),
-        after=None if after is None else dict(after),
+        before=None if before is None else _without_queries(before),
+        after=None if after is None else _without_queries(after),
         address=actor.address,
         request_id=actor.request_id,
     )
@@ -108,3 +108,13 @@ SELECT * FROM unnest(
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in one.items() if name not in other or other[name] != value}
+
+
+def _without_queries(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The query of a receiver's URL may be a credential. That it changed is still seen: the URL is in both."""
+    return {name: _without_query(value) if name == "webhook_url" else value for name, value in values.items()}
+
+
+def _without_query(url: str) -> str:
+    head, mark, _ = url.partition("?")
+    return f"{head}?••••" if mark else url

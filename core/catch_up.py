@@ -59,5 +59,6 @@ def _envelope(row: Mapping[str, Any]) -> dict[str, Any]:
 _EVENTS = """
 SELECT id, organization_id, event_type, occurred_at, branch_id, metadata, payload, data_at
 FROM events WHERE organization_id = $1 AND id > $2 AND only_for IS NULL  -- no test event of another subscription
+  AND redacted_at IS NULL
 ORDER BY id LIMIT $3
 """

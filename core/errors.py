@@ -28,7 +28,14 @@ nothing below it knows about HTTP beyond these two attributes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
+
+MAX_QUOTED: Final = 16  # characters; the shortest secret of ours has 24
+
+
+def quoted(text: str) -> str:
+    """What somebody gave, as a message may repeat it: not what may be a secret in the wrong place."""
+    return repr(text) if len(text) <= MAX_QUOTED else f"(a text of {len(text)} characters)"
 
 
 class HookwrightError(Exception):

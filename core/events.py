@@ -95,6 +95,6 @@ async def stored(driver: Any, event_ids: Sequence[UUID]) -> dict[UUID, StoredEve
 
 
 _STORED = """
-SELECT id, organization_id, event_type, occurred_at, payload, data_at FROM events
+SELECT id, organization_id, event_type, occurred_at, payload, data_at, redacted_at IS NOT NULL AS redacted FROM events
 WHERE id = ANY($1::uuid[]) AND id BETWEEN $2 AND $3
 """

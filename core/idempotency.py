@@ -42,7 +42,12 @@ class IdempotentCall:
 
     @property
     def context(self) -> str:
-        return f"idempotency_key:{self.organization_id}:{self.route}:{self.key}"
+        return context(*self.identity)
+
+
+def context(organization_id: UUID, route: str, key: str) -> str:
+    """What a sealed answer is bound to."""
+    return f"idempotency_key:{organization_id}:{route}:{key}"
 
 
 class FirstAnswer(NamedTuple):

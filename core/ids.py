@@ -15,7 +15,7 @@ from datetime import UTC, date, datetime, timedelta
 from threading import Lock
 from uuid import UUID
 
-from core.errors import InvalidId
+from core.errors import InvalidId, quoted
 
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _LOW_60 = (1 << 60) - 1
@@ -120,13 +120,13 @@ def parse(prefix: str, text: str) -> UUID:
     """
     head, _, body = text.partition("_")
     if head != prefix or len(body) != 26:
-        raise InvalidId(f"{text[:64]!r} is not an id of this kind: expected {prefix}_ and 26 characters")
+        raise InvalidId(f"{quoted(text)} is not an id of this kind: expected {prefix}_ and 26 characters")
     number = 0
     for char in body:
         value = _VALUE.get(char)
         if value is None:
-            raise InvalidId(f"{text[:64]!r} is not an id: {char!r} is no character of Crockford base32")
+            raise InvalidId(f"{quoted(text)} is not an id: {char!r} is no character of Crockford base32")
         number = number << 5 | value
     if number >> 128:
-        raise InvalidId(f"{text[:64]!r} is not an id: it exceeds 128 bits")
+        raise InvalidId(f"{quoted(text)} is not an id: it exceeds 128 bits")
     return UUID(int=number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 
 import structlog
@@ -20,6 +21,7 @@ def configure(level: str, log_format: str) -> None:
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
+        _without_details,
     ]
     renderer: structlog.types.Processor = (
         structlog.processors.JSONRenderer()
@@ -42,3 +44,17 @@ def configure(level: str, log_format: str) -> None:
     logging.basicConfig(level=threshold, handlers=[handler], force=True)
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(threshold, logging.WARNING))
+
+
+# What PostgreSQL adds to an error: "Failing row contains (…)", which is somebody's data. In a text, and in its repr.
+_DETAIL = re.compile(
+    r"(?:\n|\\n)[ |]*DETAIL:.*?(?=(?:\n|\\n)[ |]*(?:\[SQL|HINT:)|\n[ |]*\n|\Z)",
+    re.DOTALL,
+)
+
+
+def _without_details(_logger: object, _name: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    for name, value in line.items():
+        if isinstance(value, str) and "DETAIL:" in value:
+            line[name] = _DETAIL.sub("", value)
+    return line

@@ -64,12 +64,16 @@ class Organization(SQLModel, table=True):
     """A tenant; owns everything below it."""
 
     __tablename__ = "organizations"
-    __table_args__ = (CheckConstraint("length(name) BETWEEN 1 AND 200", name="name"),)
+    __table_args__ = (
+        CheckConstraint("length(name) BETWEEN 1 AND 200", name="name"),
+        Index("ix_organizations_deleted", "id", postgresql_where=text("deleted_at IS NOT NULL")),
+    )
 
     id: UUID = Field(sa_column=id_())
     name: str = Field(sa_column=text_())
     # When somebody deleted it: nobody sees it since, and workers erase what it had, at last this row (core.erasure).
     deleted_at: datetime | None = Field(default=None, sa_column=time_(nullable=True))
+    erased: dict[str, Any] | None = Field(default=None, sa_column=json_(nullable=True))  # rows by table, so far
     # Raised by every change to a subscription of this organization; acceptance compares it with what it has cached.
     subscriptions_version: int = Field(default=0, sa_column=integer(0, BigInteger))
     version: int = Field(default=1, sa_column=integer(1))
@@ -305,6 +309,8 @@ class Delivery(SQLModel, table=True):
     error_message: str | None = Field(default=None, sa_column=text_(nullable=True))
     created_at: datetime = Field(default_factory=now, sa_column=time_(now=True))
     updated_at: datetime = Field(default_factory=now, sa_column=time_(now=True))
+    # As its event's. Here too, so that whoever waits for this row's lock sees it.
+    redacted_at: datetime | None = Field(default=None, sa_column=time_(nullable=True))
 
 
 class Attempt(SQLModel, table=True):

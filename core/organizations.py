@@ -1,4 +1,4 @@
-"""Organizations: the tenants. They are made, renamed and listed; nothing deletes one yet."""
+"""Organizations: the tenants. They are made, renamed and listed. One that was deleted (`core.erasure`) is not there."""
 
 from __future__ import annotations
 
@@ -26,18 +26,23 @@ async def create(session: AsyncSession, name: str) -> Organization:
 
 async def get(session: AsyncSession, organization_id: UUID, *, lock: bool = False) -> Organization:
     """Raises `NotFound`. With `lock` nobody else changes it until the transaction ends."""
-    query = select(Organization).where(Organization.id == organization_id)
+    query = select(Organization).where(Organization.id == organization_id, col(Organization.deleted_at).is_(None))
     if lock:
         query = query.with_for_update()
     found = (await session.exec(query)).one_or_none()
     if found is None:
-        raise NotFound(f"There is no organization {ids.show(ids.ORGANIZATION, organization_id)}")
+        raise unknown(organization_id)
     return found
+
+
+def unknown(organization_id: UUID) -> NotFound:
+    return NotFound(f"There is no organization {ids.show(ids.ORGANIZATION, organization_id)}")
 
 
 async def every(session: AsyncSession) -> Sequence[Organization]:
     """All of them, the oldest first."""
-    return (await session.exec(select(Organization).order_by(col(Organization.id)))).all()
+    query = select(Organization).where(col(Organization.deleted_at).is_(None)).order_by(col(Organization.id))
+    return (await session.exec(query)).all()
 
 
 async def rename(session: AsyncSession, organization: Organization, name: str) -> Organization:

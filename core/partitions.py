@@ -58,6 +58,12 @@ async def ensure(driver: Any, days: Iterable[date]) -> None:
                     await driver.execute("SELECT make_partition($1, $2)", table, day)
 
 
+async def oldest(driver: Any, table: str) -> date | None:
+    """The first day that `table` has a partition for."""
+    found = [day_in(row["relname"]) for row in await driver.fetch(_PARTITIONS, [table])]
+    return min((day for day in found if day is not None), default=None)
+
+
 def days_ahead(today: date) -> list[date]:
     """Yesterday (for clocks that lag) up to a week ahead."""
     return [today + timedelta(days=n) for n in range(-1, DAYS_AHEAD + 1)]

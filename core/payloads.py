@@ -19,7 +19,7 @@ from core import ids, timestamps
 class StoredEvent:
     """An event as workers read it."""
 
-    __slots__ = ("data_at", "event_type", "id", "occurred_at", "organization_id", "payload", "shown_id")
+    __slots__ = ("data_at", "event_type", "id", "occurred_at", "organization_id", "payload", "redacted", "shown_id")
 
     def __init__(
         self,
@@ -29,6 +29,7 @@ class StoredEvent:
         occurred_at: datetime,
         payload: bytes,
         data_at: int,
+        redacted: bool = False,
     ) -> None:
         self.id = id
         self.organization_id = organization_id
@@ -36,6 +37,7 @@ class StoredEvent:
         self.occurred_at = occurred_at
         self.payload = payload
         self.data_at = data_at
+        self.redacted = redacted  # there is no payload left to send
         self.shown_id = ids.show(ids.EVENT, id)
 
     @property

@@ -175,10 +175,14 @@ async def replay_one(session: AsyncSession, organization_id: UUID, delivery_id: 
 
 
 async def _why_not(driver: Any, organization_id: UUID, delivery_id: UUID) -> NotFound | Conflict:
-    status = await driver.fetchval(
-        "SELECT s.status FROM subscriptions s JOIN deliveries d ON d.subscription_id = s.id WHERE d.id = $1",
+    row = await driver.fetchrow(
+        "SELECT s.status, d.redacted_at FROM subscriptions s JOIN deliveries d ON d.subscription_id = s.id"
+        " WHERE d.id = $1",
         delivery_id,
     )
+    if row is not None and row["redacted_at"] is not None:
+        return Conflict("Its event was redacted, so there is no payload left to send")
+    status = row and row["status"]
     if status in {"active", "paused"}:
         return await deliveries.refusal(driver, "replay", organization_id, delivery_id)
     hint = "; resume it first" if status == "disabled" else ""

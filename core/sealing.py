@@ -122,9 +122,14 @@ class Sealer:
         except InvalidTag:
             raise Tampered from None
 
+    @property
+    def newest_header(self) -> bytes:
+        """With which every blob begins that is sealed with the newest key."""
+        return _VERSION + self._newest
+
     def needs_reseal(self, blob: bytes) -> bool:
         """Whether the blob is sealed with anything but the newest key."""
-        return bytes(blob[:_HEADER]) != _VERSION + self._newest
+        return bytes(blob[:_HEADER]) != self.newest_header
 
     def keyed_hash(self, data: bytes) -> tuple[bytes, bytes]:
         """The newest key's id, and HMAC-SHA256 of `data` under a key derived from it: how API keys rest.

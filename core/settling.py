@@ -41,6 +41,8 @@ async def settle_all(database: Database) -> None:
 async def settle(driver: Any, subscription_id: UUID) -> int:
     """Releases or discards the deliveries of one subscription, as its status asks. Returns how many."""
     row = await driver.fetchrow(_STATUS, subscription_id)
+    if row is None:
+        return 0  # erased meanwhile, with its organization
     match row["status"]:
         case SubscriptionStatus.DELETED:
             count = await deliveries.discard_pending(driver, subscription_id)

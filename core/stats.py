@@ -101,6 +101,7 @@ SELECT organization_id, subscription_id, date_trunc('minute', now()), error_kind
 FROM unnest(
     $1::uuid[], $2::uuid[], $3::text[], $4::integer[], $5::integer[], $6::integer[], $7::integer[], $8::bigint[]
 ) AS given(organization_id, subscription_id, error_kind, attempts, retries, dead, dead_retried, duration_ms)
+WHERE EXISTS (SELECT FROM organizations WHERE id = organization_id AND deleted_at IS NULL)
 ORDER BY organization_id, subscription_id, error_kind
 ON CONFLICT (organization_id, subscription_id, minute, error_kind) DO UPDATE
 SET attempts = kept.attempts + excluded.attempts, retries = kept.retries + excluded.retries,

@@ -187,15 +187,25 @@ def _secret(given: object, scheme: str, path: str) -> str:
     return signing.generate_secret(os.urandom) if given is None else signing.normalize_secret(given, scheme, path)
 
 
+def secret_context(secret_id: UUID) -> str:
+    """What a sealed secret is bound to."""
+    return f"subscription_secret:{secret_id}"
+
+
+def headers_context(subscription_id: UUID) -> str:
+    """What sealed headers are bound to."""
+    return f"subscription_headers:{subscription_id}"
+
+
 def open_secret(sealer: Sealer, secret_id: UUID, sealed: bytes) -> str:
-    return sealer.open(sealed, f"subscription_secret:{secret_id}").decode()
+    return sealer.open(sealed, secret_context(secret_id)).decode()
 
 
 def open_headers(sealer: Sealer, subscription_id: UUID, sealed: bytes | None) -> dict[str, str]:
     """The custom headers, name to value. Their values may be credentials: never show them."""
     if sealed is None:
         return {}
-    headers: dict[str, str] = orjson.loads(sealer.open(sealed, f"subscription_headers:{subscription_id}"))
+    headers: dict[str, str] = orjson.loads(sealer.open(sealed, headers_context(subscription_id)))
     return headers
 
 
@@ -302,7 +312,7 @@ def _set_retry_policy(subscription: Subscription, _rules: Rules, value: Mapping[
 
 def _set_headers(subscription: Subscription, rules: Rules, value: Mapping[str, str] | None) -> None:
     headers = validate_headers(value or {})
-    sealed = rules.sealer.seal(orjson.dumps(headers), f"subscription_headers:{subscription.id}")
+    sealed = rules.sealer.seal(orjson.dumps(headers), headers_context(subscription.id))
     subscription.headers = sealed if headers else None
 
 
@@ -380,7 +390,7 @@ def check_label(value: str, path: str) -> str:
 
 def _sealed_secret(rules: Rules, subscription_id: UUID, secret: str) -> SubscriptionSecret:
     secret_id = ids.new_id()
-    sealed = rules.sealer.seal(secret.encode(), f"subscription_secret:{secret_id}")
+    sealed = rules.sealer.seal(secret.encode(), secret_context(secret_id))
     return SubscriptionSecret(id=secret_id, subscription_id=subscription_id, sealed=sealed)
 
 
@@ -402,8 +412,10 @@ async def _changed(session: AsyncSession, subscription: Subscription) -> Subscri
 
 
 async def _raise_version(session: AsyncSession, organization_id: UUID) -> None:
-    await session.exec(
+    raised = await session.exec(
         update(Organization)
-        .where(col(Organization.id) == organization_id)
+        .where(col(Organization.id) == organization_id, col(Organization.deleted_at).is_(None))
         .values(subscriptions_version=Organization.subscriptions_version + 1)
     )
+    if not raised.rowcount:  # deleted while this call was under way
+        raise NotFound("There is no such organization")

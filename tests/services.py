@@ -69,6 +69,11 @@ class Services:
     def redis_url(self) -> str:
         return self._valkey.url
 
+    @property
+    def postgres_log(self) -> Path:
+        """What the server itself writes down."""
+        return self._postgres.log
+
     def start(self) -> None:
         asyncio.run(self._start())
 

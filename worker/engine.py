@@ -27,7 +27,7 @@ from core.failures import ErrorKind
 from core.hints import Hint
 from core.models import SubscriptionStatus
 from core.payloads import StoredEvent
-from core.states import PendingReason, State
+from core.states import DiscardReason, PendingReason, State
 from worker import room
 from worker.gates import Gate
 from worker.membership import Membership
@@ -357,6 +357,8 @@ class Engine:
         if event is None or plan is None:
             # A fault on our side, which spends no attempt. The log says which; others are not held up.
             return Finish(claimed, Verdict(State.PENDING, PendingReason.RETRY, FAULT_DELAY_S))
+        if event.redacted:
+            return Finish(claimed, Verdict(State.DISCARDED, DiscardReason.EVENT_REDACTED))
         if self._stopping:
             return Finish(claimed, Verdict(State.PENDING, claimed.waiting_reason, 0.0))
         if gate.id != claimed.subscription_id:

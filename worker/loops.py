@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from core import idempotency, partitions, replays, settling, stats
+from core import erasure, expired_secrets, idempotency, partitions, replays, settling, stats
 from core.breakers import UNREACHABLE, Breakers
 from core.database import Database, is_unreachable
 from worker.engine import Engine
@@ -62,6 +62,11 @@ async def settle(database: Database) -> None:
     await settling.settle_all(database)
 
 
+async def erase(database: Database, breakers: Breakers) -> None:
+    """Erases what deleted organizations had, for a part of each second."""
+    await erasure.advance(database, breakers)
+
+
 async def keep_house(database: Database, retention_days: int) -> None:
     """Makes partitions ahead, drops expired ones and forgets old idempotency keys and statistics.
 
@@ -74,6 +79,7 @@ async def keep_house(database: Database, retention_days: int) -> None:
         log.info("retention dropped a day", day=str(day))
     async with database.driver() as driver:
         await idempotency.drop_expired(driver)
+        await expired_secrets.forget(driver)
         await stats.prune(driver, retention_days)
 
 

@@ -42,6 +42,7 @@ RECONNECT_S = (0.2, 0.5, 1.0, 2.0)  # then every 2 s
 STEADY_S = 10.0  # after that long without a fault the pauses start small again
 STOP_S = 7.0  # of the 10 s that a graceful stop may take
 STATISTICS_S = 3.0
+ERASE_S = 1.0
 JOB_END_S = 0.5  # for jobs that have nothing left to do but to say so to Redis
 
 log = structlog.get_logger(__name__)
@@ -114,6 +115,7 @@ async def working(settings: Settings) -> AsyncIterator[Engine]:
             (interval_s, "parked", engine.find_parked),
             (interval_s, "replays", lambda: loops.advance_replays(database, engine, interval_s)),
             (interval_s, "settling", lambda: loops.settle(database)),
+            (ERASE_S, "erasure", lambda: loops.erase(database, breakers)),
             (STATISTICS_S, "statistics", engine.flush_statistics),
             (SYNC_S, "breakers", lambda: engine.sync_breakers(breakers)),
         )

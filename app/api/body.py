@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from core import jsontext
-from core.errors import PayloadTooLarge, UnsupportedMediaType
+from core.errors import PayloadTooLarge, UnsupportedMediaType, quoted
 
 
 async def read(receive: Receive, headers: Mapping[str, str], max_bytes: int) -> bytes:
@@ -36,13 +36,11 @@ def parse(headers: Mapping[str, str], body: bytes) -> Any:
     """The JSON value in `body`. Raises `UnsupportedMediaType` or `ValidationFailed`."""
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
-        raise UnsupportedMediaType(f"Content-Encoding is {encoding[:80]!r}; send the JSON as it is, without one")
+        raise UnsupportedMediaType(f"Content-Encoding: {quoted(encoding)}; send the JSON as it is, without one")
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedMediaType(
-            f"Content-Type is {media_type[:80]!r}; send JSON with Content-Type: application/json"
-            if media_type
-            else None
+            f"Content-Type: {quoted(media_type)}; send JSON with Content-Type: application/json" if media_type else None
         )
     return jsontext.loads(body)
 

@@ -25,7 +25,16 @@ from core import audit, idempotency, ids, organizations, timestamps
 from core.api_keys import Credential
 from core.audit import Actor
 from core.database import driver_of, is_unreachable
-from core.errors import Conflict, HookwrightError, InvalidId, MethodNotAllowed, NotFound, Unavailable, ValidationFailed
+from core.errors import (
+    Conflict,
+    HookwrightError,
+    InvalidId,
+    MethodNotAllowed,
+    NotFound,
+    Unavailable,
+    ValidationFailed,
+    quoted,
+)
 from core.idempotency import IdempotentCall
 
 log = structlog.get_logger(__name__)
@@ -68,9 +77,7 @@ class Call:
         try:
             return ids.parse(prefix, given)
         except InvalidId:
-            raise NotFound(
-                f"There is nothing with the id {given[:64]!r}; it would be {prefix}_ and 26 characters"
-            ) from None
+            raise NotFound(f"{quoted(given)} is the id of nothing; it would be {prefix}_ and 26 characters") from None
 
     @property
     def branch_id(self) -> str | None:

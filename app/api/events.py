@@ -12,9 +12,9 @@ from sqlmodel import col, select
 from app.api import body, inputs, lists, views
 from app.api import deliveries as delivery_api
 from app.api.calls import Call, repeated
-from app.api.inputs import BatchIn, EventIn
+from app.api.inputs import BatchIn, EventIn, Nothing
 from app.api.replies import Reply
-from core import events, ids, selection
+from core import events, ids, redaction, selection
 from core.acceptance import Answer, Request
 from core.errors import NotFound, PayloadTooLarge, ValidationFailed
 from core.events import Accepted, NewEvent
@@ -144,6 +144,15 @@ async def show(call: Call) -> Reply:
     if found is None:
         raise _none(call)
     return Reply(views.event_with_data(found))
+
+
+async def redact(call: Call) -> Reply:
+    call.read(Nothing)
+    async with call.transaction() as session:
+        event, is_new = await redaction.redact(session, call.organization_id, call.path_id(ids.EVENT))
+        if is_new:
+            call.audit(session, "event.redacted", ids.show(ids.EVENT, event.id))
+    return Reply(views.event_with_data(event), message="Event redacted; its record stays, and nothing of it is sent")
 
 
 async def deliveries(call: Call) -> Reply:

@@ -23,7 +23,7 @@ from starlette.requests import Request
 
 from app.api.replies import Reply
 from core import ids, selection, timestamps
-from core.errors import ValidationFailed
+from core.errors import ValidationFailed, quoted
 
 DEFAULT_LIMIT, MAX_LIMIT = 25, 200
 MAX_COUNTED = 10_000  # rows that a total counts, and that pages by number reach
@@ -90,7 +90,7 @@ def parse(request: Request, *, includes: Sequence[str] = ()) -> ListQuery:
     include = frozenset(filter(None, given.get("include", "").split(",")))
     if unknown := include - set(includes):
         known = f"there is {', '.join(includes)}" if includes else "nothing can be included here"
-        faults["include"] = [f"Unknown: {', '.join(sorted(unknown))[:80]}; {known}"]
+        faults["include"] = [f"Unknown: {', '.join(map(quoted, sorted(unknown)))[:200]}; {known}"]
     if faults:
         raise ValidationFailed(details=faults)
     fields = [name for name in given.get("fields", "").split(",") if name]
@@ -217,5 +217,7 @@ def choose_fields(item: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]
         return item
     unknown = [name for name in fields if name not in item]
     if unknown:
-        raise ValidationFailed.of("fields", f"Unknown: {', '.join(unknown)[:80]}; there are: {', '.join(item)}")
+        raise ValidationFailed.of(
+            "fields", f"Unknown: {', '.join(map(quoted, unknown))[:200]}; there are: {', '.join(item)}"
+        )
     return {name: item[name] for name in fields}

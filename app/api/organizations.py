@@ -8,7 +8,7 @@ from app.api import lists, views
 from app.api.calls import Call
 from app.api.inputs import ApiKeyIn, OrganizationIn
 from app.api.replies import Reply
-from core import api_keys, ids, organizations
+from core import api_keys, erasure, ids, organizations
 from core.errors import ValidationFailed
 from core.models import ApiKey, Organization
 
@@ -26,7 +26,9 @@ async def index(call: Call) -> Reply:
     query = lists.parse(call.request)
     _no_filters(query)
     async with call.transaction() as session:
-        return await lists.run(session, query, Organization, [], views.organization)
+        return await lists.run(
+            session, query, Organization, [col(Organization.deleted_at).is_(None)], views.organization
+        )
 
 
 async def show(call: Call) -> Reply:
@@ -47,6 +49,14 @@ async def update(call: Call) -> Reply:
             session, "organization.updated", after["id"], before=before, after=after, organization_id=organization.id
         )
     return Reply(after, message="Organization updated", version=organization.version)
+
+
+async def delete(call: Call) -> Reply:
+    async with call.transaction() as session:
+        organization = await organizations.get(session, call.path_id(ids.ORGANIZATION))
+        call.check_version(organization.version)
+        organization = await erasure.mark(session, organization.id, call.actor)
+    return Reply(views.deleted_organization(organization), 202, "Organization deleted; what it had is being erased")
 
 
 async def create_key(call: Call) -> Reply:

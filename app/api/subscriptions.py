@@ -16,7 +16,7 @@ from app.api import events as event_api
 from app.api.calls import Call, repeated
 from app.api.inputs import Nothing, ResumeIn, RotateIn, SubscriptionIn, SubscriptionPatch, TestIn
 from app.api.replies import Reply
-from core import audit, catch_up, events, idempotency, ids, settling, signing, subscriptions
+from core import audit, catch_up, events, idempotency, ids, organizations, settling, signing, subscriptions
 from core.acceptance import Request
 from core.database import driver_of
 from core.errors import Conflict, HookwrightError, ValidationFailed
@@ -227,12 +227,32 @@ def _rotated(subscription: Subscription, grace_s: int) -> str:
     return "Secret rotated; the old one signs along until it expires"
 
 
+async def reveal_secret(call: Call) -> Reply:
+    """Shows the secrets that sign now, and says in the audit log to whom."""
+    call.read(Nothing)
+    async with call.transaction() as session:
+        subscription = await _get(call, session)
+        live = await subscriptions.live_secrets(session, subscription.id, datetime.now(UTC))
+        call.audit(session, "subscription.secret_revealed", ids.show(ids.SUBSCRIPTION, subscription.id))
+    shown = [
+        views.secret(one) | {"secret_key": subscriptions.open_secret(call.services.sealer, one.id, one.sealed)}
+        for one in live
+    ]
+    data = {
+        "subscription_id": ids.show(ids.SUBSCRIPTION, subscription.id),
+        "secret_key": shown[0]["secret_key"],
+        "secrets": shown,
+    }
+    return Reply(data, message="Secret revealed; the audit log says so", version=subscription.version)
+
+
 async def test(call: Call) -> Reply:
     """Sends an event to this subscription alone, by the same way as every other."""
     given = call.read(TestIn)
     validate_event_type(given.event_type)
     async with call.transaction() as session:
         # A repeat gets the first answer, whatever has become of the subscription; acceptance claims the key for good.
+        await organizations.get(session, call.organization_id)
         if first := await _first_answer(call, session):
             return repeated(first.data, first.created_at)
         subscription = await _get(call, session)

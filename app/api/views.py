@@ -168,6 +168,11 @@ def performance(day: Figures) -> dict[str, Any]:
     }
 
 
+def deleted_organization(row: Organization) -> dict[str, Any]:
+    shown = ids.show(ids.ORGANIZATION, row.id)
+    return {"id": shown, "organization_id": shown, "status": "deleted", "deleted_at": _time(row.deleted_at)}
+
+
 def secret(row: SubscriptionSecret) -> dict[str, Any]:
     return {
         "id": ids.show(ids.SECRET, row.id),
@@ -189,6 +194,7 @@ def event(row: Event) -> dict[str, Any]:
         "metadata": jsontext.loads(row.metadata_.encode()) if row.metadata_ else {},
         "matched_subscriptions": row.matched_subscriptions,
         "created_at": _time(ids.time_of(row.id)),
+        "redacted_at": _time(row.redacted_at),
     }
 
 

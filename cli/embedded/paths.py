@@ -140,6 +140,21 @@ def write_secret_once(path: Path, text: str) -> None:
     fsync_dir(path.parent)
 
 
+def replace_secret(path: Path, text: str) -> None:
+    """The file with another content, mode 600: whole and on disk, or as it was."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    fsync_dir(path.parent)
+
+
 def read_secret(path: Path) -> str:
     try:
         text = path.read_text("ascii").strip()

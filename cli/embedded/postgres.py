@@ -79,6 +79,7 @@ SETTINGS: dict[str, str] = {
     "log_destination": "stderr",  # our log file; no collector process
     "logging_collector": "off",
     "log_line_prefix": "%m [%p] ",
+    "log_error_verbosity": "terse",  # the row that met an error is somebody's data
     "log_checkpoints": "off",
 }
 

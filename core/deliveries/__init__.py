@@ -31,7 +31,7 @@ from core.deliveries.queues import (
     shares_of,
     sweep,
 )
-from core.deliveries.requests import create_missing, discard, refusal, replay
+from core.deliveries.requests import create_missing, discard, redact, refusal, replay
 
 __all__ = [
     "Choice",
@@ -55,6 +55,7 @@ __all__ = [
     "hold",
     "is_entangled",
     "parked_subscriptions",
+    "redact",
     "refusal",
     "release_held",
     "replay",

@@ -156,24 +156,24 @@ ENTANGLED_LOCK_TIMEOUT_MS = 1_000
 
 async def _finish_all(driver: Any, finishes: Sequence[Finish]) -> list[bool]:
     if not any(map(is_entangled, finishes)):  # a single statement is its own transaction: one round trip
-        return await _finish(driver, finishes)
+        return [state is not None for state in await _finish(driver, finishes)]
     async with driver.transaction():
         await driver.execute(f"SET LOCAL lock_timeout = '{ENTANGLED_LOCK_TIMEOUT_MS}ms'")
-        moved = await _finish(driver, finishes)
-        counting = [one for one, has in zip(finishes, moved, strict=True) if has]
-        await replay_items.record(driver, [_item_result(one) for one in counting if _counts(one)])
+        states = await _finish(driver, finishes)
+        await replay_items.record(driver, _item_results(finishes, states))
         # Only what was sent under the subscription as it still is: one that was meanwhile given another URL, or
         # resumed by a person, is not disabled by the answer to an earlier attempt.
-        told = [one.claimed for one in counting if one.verdict.disables]
+        told = [one.claimed for one, state in zip(finishes, states, strict=True) if state and one.verdict.disables]
         if told:
             disabled = await driver.fetch(
                 _DISABLE, [one.subscription_id for one in told], [one.subscription_version for one in told]
             )
             await audit.store(driver, [_disabling(row) for row in disabled])
-    return moved
+    return [state is not None for state in states]
 
 
-async def _finish(driver: Any, finishes: Sequence[Finish]) -> list[bool]:
+async def _finish(driver: Any, finishes: Sequence[Finish]) -> list[State | None]:
+    """Returns where each delivery is now; None where the lease was lost."""
     claims = [one.claimed for one in finishes]
     verdicts = [one.verdict for one in finishes]
     tried = [(one.claimed, one.tried) for one in finishes if one.tried]
@@ -208,8 +208,8 @@ async def _finish(driver: Any, finishes: Sequence[Finish]) -> list[bool]:
         [one.response_body for _, one in tried],
     )
     # By id and token: a worker that stood still may hold two claims of one delivery in one batch.
-    moved = {(row["id"], row["token"]) for row in rows}
-    return [(claimed.id, claimed.token) in moved for claimed in claims]
+    moved = {(row["id"], row["token"]): State(row["state"]) for row in rows}
+    return [moved.get((claimed.id, claimed.token)) for claimed in claims]
 
 
 def _disabling(row: Any) -> AuditEntry:
@@ -224,15 +224,19 @@ def _disabling(row: Any) -> AuditEntry:
     )
 
 
-def _counts(one: Finish) -> bool:
-    """A delivery handed back untried has no outcome yet."""
-    return one.claimed.replay_id is not None and (one.tried is not None or one.verdict.state is not State.PENDING)
+def _item_results(finishes: Sequence[Finish], states: Sequence[State | None]) -> list[ItemResult]:
+    """What came of those that a replay sent. One that was handed back untried has no outcome yet."""
+    results = []
+    for one, state in zip(finishes, states, strict=True):
+        if one.claimed.replay_id is None or state is None or (one.tried is None and state is State.PENDING):
+            continue
+        # By the verdict: an attempt that failed has failed, though the delivery was discarded for its event's sake.
+        outcome = _OUTCOMES.get(one.verdict.state if one.tried else state, ItemOutcome.FAILED)
+        results.append(ItemResult(one.claimed.replay_id, one.claimed.id, outcome))
+    return results
 
 
-def _item_result(one: Finish) -> ItemResult:
-    outcome = {State.DELIVERED: ItemOutcome.SUCCEEDED, State.DISCARDED: ItemOutcome.SKIPPED}
-    assert one.claimed.replay_id is not None  # noqa: S101 - for the type checker; _counts has looked
-    return ItemResult(one.claimed.replay_id, one.claimed.id, outcome.get(one.verdict.state, ItemOutcome.FAILED))
+_OUTCOMES = {State.DELIVERED: ItemOutcome.SUCCEEDED, State.DISCARDED: ItemOutcome.SKIPPED}
 
 
 _FINISH = f"""
@@ -241,11 +245,15 @@ WITH verdict AS (
         $1::uuid[], $4::uuid[], $5::text[], $6::text[], $7::float8[], $8::smallint[],
         $9::smallint[], $10::text[], $11::text[]
     ) AS verdict(id, token, state, reason, delay_s, attempt_count, status_code, error_kind, error_message)
-), locked AS (  -- in the order of the ids, as a claim does
-    SELECT id FROM deliveries WHERE id = ANY($1::uuid[]) AND id BETWEEN $2 AND $3 ORDER BY id FOR UPDATE
+), locked AS (  -- in the order of the ids, as a claim does; whoever redacts the event is waited for, and then seen here
+    SELECT id, redacted_at IS NOT NULL AS redacted FROM deliveries
+    WHERE id = ANY($1::uuid[]) AND id BETWEEN $2 AND $3 ORDER BY id FOR UPDATE
 ), moved AS (
     UPDATE deliveries d
-    SET state = verdict.state, reason = verdict.reason, due_at = now() + make_interval(secs => verdict.delay_s),
+    SET state = CASE WHEN locked.redacted AND verdict.state = 'pending' THEN 'discarded' ELSE verdict.state END,
+        reason = CASE WHEN locked.redacted AND verdict.state = 'pending' THEN 'event_redacted' ELSE verdict.reason END,
+        due_at = CASE WHEN NOT locked.redacted OR verdict.state <> 'pending'
+            THEN now() + make_interval(secs => verdict.delay_s) END,
         lease_token = NULL, updated_at = now(), attempt_count = verdict.attempt_count,
         status_code = CASE WHEN verdict.attempt_count = d.attempt_count THEN d.status_code ELSE verdict.status_code END,
         error_kind = CASE WHEN verdict.attempt_count = d.attempt_count THEN d.error_kind ELSE verdict.error_kind END,
@@ -254,19 +262,25 @@ WITH verdict AS (
     FROM verdict, locked
     WHERE d.id = ANY($1::uuid[]) AND d.id BETWEEN $2 AND $3 AND d.id = locked.id
       AND d.id = verdict.id AND d.{in_states(State.SENDING)} AND d.lease_token = verdict.token
-    RETURNING d.id, verdict.token
-), tried AS (
+    RETURNING d.id, verdict.token, d.state
+), tried AS (  -- none of a delivery that is no more: its organization was erased
     INSERT INTO attempts (
         id, delivery_id, organization_id, series, number, replay_id, started_at, duration_ms, status_code, error_kind,
         error_message, url, request_headers, response_headers, response_body
     )
-    SELECT * FROM unnest(
+    SELECT tried.id, delivery_id, organization_id, series, number, replay_id, started_at, duration_ms, status_code,
+        error_kind, error_message, url, request_headers, CASE WHEN NOT redacted THEN response_headers END,
+        CASE WHEN NOT redacted THEN response_body END
+    FROM unnest(
         $12::uuid[], $13::uuid[], $14::uuid[], $15::smallint[], $16::smallint[], $17::uuid[], $18::timestamptz[],
         $19::integer[], $20::smallint[], $21::text[], $22::text[], $23::text[], $24::text[], $25::text[], $26::bytea[]
-    )
+    ) AS tried(
+        id, delivery_id, organization_id, series, number, replay_id, started_at, duration_ms, status_code, error_kind,
+        error_message, url, request_headers, response_headers, response_body
+    ) JOIN locked ON locked.id = tried.delivery_id
     ON CONFLICT (id) DO NOTHING
 )
-SELECT id, token FROM moved
+SELECT id, token, state FROM moved
 """
 
 # Locks subscriptions, then organizations, each in the order of their ids: no two of these wait crosswise.
@@ -302,15 +316,13 @@ async def hold(driver: Any, claims: Sequence[Claimed]) -> None:
     async with driver.transaction():
         subscriptions = sorted({claimed.subscription_id for claimed in claims})
         paused = {row["id"] for row in await driver.fetch(_PAUSED, subscriptions)}
-        await _finish(
-            driver,
-            [
-                Finish(claimed, Verdict(State.PENDING, PendingReason.PAUSED))
-                if claimed.subscription_id in paused
-                else Finish(claimed, Verdict(State.PENDING, claimed.waiting_reason, STEERED_DELAY_S))
-                for claimed in claims
-            ],
-        )
+        finishes = [
+            Finish(claimed, Verdict(State.PENDING, PendingReason.PAUSED))
+            if claimed.subscription_id in paused
+            else Finish(claimed, Verdict(State.PENDING, claimed.waiting_reason, STEERED_DELAY_S))
+            for claimed in claims
+        ]
+        await replay_items.record(driver, _item_results(finishes, await _finish(driver, finishes)))
 
 
 _PAUSED = "SELECT id FROM subscriptions WHERE id = ANY($1) AND status = 'paused' FOR SHARE SKIP LOCKED"

@@ -35,7 +35,7 @@ _REPLAYABLE = ", ".join(f"'{state}'" for state in sorted(TRANSITIONS["replay"].b
 _REPLAY = f"""
 WITH before AS (
     SELECT id, replay_id FROM deliveries
-    WHERE id = ANY($1::uuid[]) AND id BETWEEN $2 AND $3 AND state IN ({_REPLAYABLE})
+    WHERE id = ANY($1::uuid[]) AND id BETWEEN $2 AND $3 AND state IN ({_REPLAYABLE}) AND redacted_at IS NULL
     ORDER BY id FOR UPDATE
 )
 UPDATE deliveries d
@@ -69,16 +69,48 @@ async def create_missing(
     return [row["id"] for row in created]
 
 
+# The share lock settles the race with a redaction: where that came first, there is nothing to send; else it waits for
+# us and then finds what we made.
 _CREATE_MISSING = """
+WITH whole AS (
+    SELECT id FROM events WHERE id = ANY($2::uuid[]) AND id BETWEEN $7 AND $8 AND redacted_at IS NULL
+    ORDER BY id FOR SHARE
+)
 INSERT INTO deliveries (id, organization_id, subscription_id, event_id, event_type, state, reason, due_at)
 SELECT new.id, $6, $5, new.event_id, new.event_type, 'pending', 'new', coalesce(new.due_at, now())
 FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::timestamptz[]) AS new(id, event_id, event_type, due_at)
+JOIN whole ON whole.id = new.event_id
 WHERE NOT EXISTS (
     SELECT FROM deliveries d
     WHERE d.subscription_id = $5 AND d.event_id = new.event_id AND d.id BETWEEN $7 AND $8
 )
 ORDER BY new.event_id
 RETURNING id
+"""
+
+
+async def redact(driver: Any, event_id: UUID) -> int:
+    """Marks all deliveries of an event that is being redacted, so that none is sent again, and takes out what is
+    pending. One that is being sent is let finish; whatever comes of it, it is not tried again. Returns how many there
+    are. The caller holds a transaction, and the event's lock."""
+    low, high = ids.family_bounds(event_id)
+    await driver.execute(_LOCK_FAMILY, event_id, low, high)
+    rows = await driver.fetch(_REDACT, event_id, low, high)
+    await replay_items.supersede(driver, [(row["replay_id"], row["id"]) for row in rows if row["replay_id"]])
+    return len(rows)
+
+
+_LOCK_FAMILY = "SELECT FROM deliveries WHERE id BETWEEN $2 AND $3 AND event_id = $1 ORDER BY id FOR UPDATE"
+# A statement of its own, with a view of its own, so that it sees what the locks were waited for.
+_REDACT = """
+UPDATE deliveries SET
+    redacted_at = now(),
+    updated_at = now(),
+    state = CASE state WHEN 'pending' THEN 'discarded' ELSE state END,
+    reason = CASE state WHEN 'pending' THEN 'event_redacted' ELSE reason END,
+    due_at = CASE state WHEN 'pending' THEN NULL ELSE due_at END
+WHERE id BETWEEN $2 AND $3 AND event_id = $1
+RETURNING id, CASE WHEN state = 'discarded' THEN replay_id END AS replay_id
 """
 
 

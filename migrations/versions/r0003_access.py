@@ -24,7 +24,9 @@ ALTER TABLE deliveries DROP CONSTRAINT ck_deliveries_reason, ADD CONSTRAINT ck_d
     END
 );
 ALTER TABLE events ADD COLUMN redacted_at timestamptz;
-ALTER TABLE organizations ADD COLUMN deleted_at timestamptz;
+ALTER TABLE deliveries ADD COLUMN redacted_at timestamptz;
+ALTER TABLE organizations ADD COLUMN deleted_at timestamptz, ADD COLUMN erased jsonb;
+CREATE INDEX ix_organizations_deleted ON organizations (id) WHERE deleted_at IS NOT NULL;
 ALTER TABLE api_keys
     ADD COLUMN tier text DEFAULT 'default' NOT NULL,
     ADD CONSTRAINT ck_api_keys_tier CHECK (tier IN ('default', 'premium', 'bulk'));

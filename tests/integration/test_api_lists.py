@@ -142,7 +142,7 @@ def test_fields_choose_what_is_shown(database_url: str, redis_url: str) -> None:
         listed = await p.call("GET", "/v1/deliveries?fields=status,id")
         assert [list(one) for one in listed["data"]] == [["status", "id"]] * 2
         faults = faults_of(await p.client.get("/v1/deliveries?fields=id,secret_key"))
-        assert "secret_key; there are: id, delivery_id" in faults["fields"][0]
+        assert "'secret_key'; there are: id, delivery_id" in faults["fields"][0]
         await p.call("GET", "/v1/deliveries?fields=attempts,id&include=attempts")
 
     run(database_url, redis_url, check)

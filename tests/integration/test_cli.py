@@ -112,6 +112,23 @@ def test_a_name_that_is_none_is_refused(configured: Cli, name: str) -> None:
     assert "name: Must be 1 to 200 printable characters" in made.err
 
 
+def test_an_organization_is_deleted_when_its_person_says_so(
+    configured: Cli, organization: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured("key", "create", "--org", organization)
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    asked = configured("org", "delete", organization)
+    assert (asked.code, asked.out.strip()) == (1, "")
+    assert "Erase 'Acme'" in asked.err
+    assert organization in configured("org", "list").out
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    assert configured("org", "delete", organization).code == 0
+    assert configured("org", "list").out == ""
+    assert json.loads(configured("key", "list", "--json").out)[0]["revoked_at"] is not None
+    again = configured("org", "delete", organization, "--yes")
+    assert (again.code, again.err) == (1, f"There is no organization {organization}\n")
+
+
 def credential(database_url: str, key: str) -> api_keys.Credential:
     async def look() -> api_keys.Credential:
         database = Database(database_url)
@@ -162,7 +179,7 @@ def test_lists_never_show_a_key(configured: Cli, organization: str) -> None:
     [
         (("--org", "org_01M7X683VVE00AEX4MG777ECTV"), 1, "There is no organization org_01M7X683VVE00AEX4MG777ECTV"),
         (("--org", "acme"), 1, "'acme' is not an id of this kind"),
-        (("--platform", "--scopes", "all"), 1, "scopes: all can't be given; choose from: events.write"),
+        (("--platform", "--scopes", "all"), 1, "scopes: 'all' can't be given; choose from: events.write"),
         (("--platform", "--scopes", ","), 1, "scopes: choose from: events.write"),
         ((), 2, "give either --org ORG or --platform"),
         (("--platform", "--org", "org_01M7X683VVE00AEX4MG777ECTV"), 2, "give either --org ORG or --platform"),

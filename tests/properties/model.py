@@ -50,6 +50,7 @@ class ModelDelivery:
     replay: UUID | None = None
     status_code: int | None = None
     error_kind: str | None = None
+    redacted: bool = False  # its event
     attempts: list[tuple[int, int, UUID | None]] = field(default_factory=list)  # series, number, replay
 
     def to(self, state: State, reason: str | None, due: Due) -> None:
@@ -138,9 +139,12 @@ class Model:
             delivery.status_code, delivery.error_kind = tried.status_code, tried.error_kind
         due = Due.NEVER if verdict.delay_s is None else Due.LATER if verdict.delay_s else Due.NOW
         delivery.to(verdict.state, verdict.reason, due)
-        if delivery.replay and (tried or verdict.state is not State.PENDING):
+        if delivery.redacted and verdict.state is State.PENDING:
+            delivery.to(State.DISCARDED, DiscardReason.EVENT_REDACTED, Due.NEVER)
+        if delivery.replay and (tried or delivery.state is not State.PENDING):
             outcome = {State.DELIVERED: ItemOutcome.SUCCEEDED, State.DISCARDED: ItemOutcome.SKIPPED}
-            self.replays[delivery.replay].items[claimed.id] = outcome.get(verdict.state, ItemOutcome.FAILED)
+            last = verdict.state if tried else delivery.state
+            self.replays[delivery.replay].items[claimed.id] = outcome.get(last, ItemOutcome.FAILED)
         return True
 
     def disable(self, claims: list[Claimed]) -> None:
@@ -159,7 +163,11 @@ class Model:
         if not self.holds(claimed):
             return
         delivery = self.deliveries[claimed.id]
-        if self.subscription_of(claimed.id).status is SubscriptionStatus.PAUSED:
+        if delivery.redacted:
+            delivery.to(State.DISCARDED, DiscardReason.EVENT_REDACTED, Due.NEVER)
+            if delivery.replay:
+                self.replays[delivery.replay].items[claimed.id] = ItemOutcome.SKIPPED
+        elif self.subscription_of(claimed.id).status is SubscriptionStatus.PAUSED:
             delivery.to(State.PENDING, PendingReason.PAUSED, Due.NEVER)
         else:
             delivery.to(State.PENDING, delivery.waiting_reason, Due.LATER)
@@ -186,7 +194,9 @@ class Model:
     # --- people ---
 
     def can_replay(self, delivery_id: UUID) -> bool:
-        return self.deliveries[delivery_id].state in REPLAYABLE and self.subscription_of(delivery_id).status in TAKING
+        delivery = self.deliveries[delivery_id]
+        takes = self.subscription_of(delivery_id).status in TAKING
+        return delivery.state in REPLAYABLE and not delivery.redacted and takes
 
     def replay(self, delivery_id: UUID, replay_id: UUID) -> None:
         if not self.can_replay(delivery_id):
@@ -223,6 +233,13 @@ class Model:
         delivery.to(State.DISCARDED, DiscardReason.REQUESTED, Due.NEVER)
         self._unanswered(delivery_id)
         return True
+
+    def redact(self, delivery_id: UUID) -> None:
+        delivery = self.deliveries[delivery_id]
+        delivery.redacted = True
+        if delivery.state is State.PENDING:
+            delivery.to(State.DISCARDED, DiscardReason.EVENT_REDACTED, Due.NEVER)
+            self._unanswered(delivery_id)
 
     def _unanswered(self, delivery_id: UUID) -> None:
         """It is replayed anew or taken out: what an earlier replay sent and no attempt answered is skipped."""

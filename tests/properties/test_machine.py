@@ -331,6 +331,19 @@ class Machine(RuleBasedStateMachine):
         assert refused is not self.model.discard(delivery_id)
 
     @rule(which=WHICH)
+    def redact(self, which: int) -> None:
+        """Its event's other deliveries are others' business: here, each has an event of its own."""
+        delivery_id = self.delivery(which)
+
+        async def work() -> int:
+            event_id = await self.driver.fetchval("SELECT event_id FROM deliveries WHERE id = $1", delivery_id)
+            async with self.driver.transaction():
+                return await deliveries.redact(self.driver, event_id)
+
+        assert self.do(work()) == 1
+        self.model.redact(delivery_id)
+
+    @rule(which=WHICH)
     def replay_one(self, which: int) -> None:
         delivery_id = self.delivery(which)
 
@@ -400,7 +413,7 @@ class Machine(RuleBasedStateMachine):
         assert stored == {
             one: (
                 *(delivery.state, delivery.reason, delivery.due, delivery.token, delivery.series, delivery.count),
-                *(delivery.replay, delivery.status_code, delivery.error_kind),
+                *(delivery.replay, delivery.status_code, delivery.error_kind, delivery.redacted),
             )
             for one, delivery in self.model.deliveries.items()
         }
@@ -468,7 +481,7 @@ class Machine(RuleBasedStateMachine):
 
 _DELIVERIES = """
 SELECT id, state, reason, CASE WHEN due_at IS NULL THEN 'never' WHEN due_at <= now() THEN 'now' ELSE 'later' END,
-    lease_token, series, attempt_count, replay_id, status_code, error_kind
+    lease_token, series, attempt_count, replay_id, status_code, error_kind, redacted_at IS NOT NULL
 FROM deliveries
 """
 
