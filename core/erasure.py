@@ -20,7 +20,7 @@ import structlog
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from core import audit, ids, organizations, partitions
+from core import audit, ids, organizations, partitions, timestamps
 from core.audit import Actor
 from core.breakers import UNREACHABLE, Breakers
 from core.database import Database, driver_of, spares_others
@@ -42,7 +42,8 @@ async def mark(session: AsyncSession, organization_id: UUID, actor: Actor) -> Or
     await organizations.get(session, organization_id)
     driver = await driver_of(session)
     await _end_work(driver, organization_id)
-    if await driver.fetchval(_MARK, organization_id) is None:
+    deleted_at = await driver.fetchval(_MARK, organization_id)
+    if deleted_at is None:
         raise organizations.unknown(organization_id)  # another call was first
     await driver.execute(_REVOKE, organization_id)
     audit.record(
@@ -51,6 +52,7 @@ async def mark(session: AsyncSession, organization_id: UUID, actor: Actor) -> Or
         "organization.deleted",
         ids.show(ids.ORGANIZATION, organization_id),
         organization_id=None,  # what is its own goes with it; this stays
+        after={"deleted_at": timestamps.show(deleted_at)},
     )
     query = select(Organization).where(Organization.id == organization_id)
     return (await session.exec(query.execution_options(populate_existing=True))).one()
@@ -80,7 +82,7 @@ WHERE id IN (SELECT id FROM live)
 _MARK = """
 UPDATE organizations
 SET deleted_at = now(), subscriptions_version = subscriptions_version + 1, version = version + 1, updated_at = now()
-WHERE id = $1 AND deleted_at IS NULL RETURNING id
+WHERE id = $1 AND deleted_at IS NULL RETURNING deleted_at
 """
 _REVOKE = "UPDATE api_keys SET revoked_at = now() WHERE organization_id = $1 AND revoked_at IS NULL"
 

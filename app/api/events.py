@@ -151,7 +151,8 @@ async def redact(call: Call) -> Reply:
     async with call.transaction() as session:
         event, is_new = await redaction.redact(session, call.organization_id, call.path_id(ids.EVENT))
         if is_new:
-            call.audit(session, "event.redacted", ids.show(ids.EVENT, event.id))
+            shown = views.event(event)
+            call.audit(session, "event.redacted", shown["id"], after={"redacted_at": shown["redacted_at"]})
     return Reply(views.event_with_data(event), message="Event redacted; its record stays, and nothing of it is sent")
 
 

@@ -233,7 +233,13 @@ async def reveal_secret(call: Call) -> Reply:
     async with call.transaction() as session:
         subscription = await _get(call, session)
         live = await subscriptions.live_secrets(session, subscription.id, datetime.now(UTC))
-        call.audit(session, "subscription.secret_revealed", ids.show(ids.SUBSCRIPTION, subscription.id))
+        shown_ids = [ids.show(ids.SECRET, one.id) for one in live]
+        call.audit(
+            session,
+            "subscription.secret_revealed",
+            ids.show(ids.SUBSCRIPTION, subscription.id),
+            after={"secrets": shown_ids},
+        )
     shown = [
         views.secret(one) | {"secret_key": subscriptions.open_secret(call.services.sealer, one.id, one.sealed)}
         for one in live

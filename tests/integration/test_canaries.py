@@ -112,8 +112,8 @@ class Watched:
 class System:
     """Two web and two worker processes, one of each logging for people and one for machines."""
 
-    def __init__(self, database_url: str, redis_url: str, folder: Path) -> None:
-        self.database_url, self.folder = database_url, folder
+    def __init__(self, database_url: str, owner_url: str, redis_url: str, folder: Path) -> None:
+        self.owner_url, self.folder = owner_url, folder
         self._stack = ExitStack()
         self.ports = [free_port("127.0.0.1", 0) for _ in range(2)]
         for port, log_format in zip(self.ports, ("text", "json"), strict=True):
@@ -298,7 +298,7 @@ async def do_it_wrong(call: Caller, one: str) -> None:
 async def let_things_fail(system: System, call: Caller, made: list[str], redis_url: str) -> None:
     """What the platform does not foresee, and what it waits out."""
     event = {"event_type": "boom", "data": {"secret": PAYLOAD}, "metadata": {"secret": METADATA}}
-    connection = await asyncpg.connect(plain_url(system.database_url))
+    connection = await asyncpg.connect(plain_url(system.owner_url))
     try:
         # A row that the database refuses: its error shows the row.
         await connection.execute("ALTER TABLE events ADD CONSTRAINT no_boom CHECK (event_type <> 'boom') NOT VALID")
@@ -324,11 +324,11 @@ async def let_things_fail(system: System, call: Caller, made: list[str], redis_u
         await call.data("POST", "/v1/events", event | {"event_type": "a.b"})
         await system.says("a subscription can't be sent to")
         # The database is away, and Redis stands still, while events come.
-        name = make_url(system.database_url).database
+        name = make_url(system.owner_url).database
         with redis.Redis.from_url(redis_url) as client:
             client.client_pause(1500)
         maintenance = await asyncpg.connect(
-            plain_url(make_url(system.database_url).set(database="postgres").render_as_string(hide_password=False))
+            plain_url(make_url(system.owner_url).set(database="postgres").render_as_string(hide_password=False))
         )
         try:
             await maintenance.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
@@ -344,7 +344,7 @@ async def let_things_fail(system: System, call: Caller, made: list[str], redis_u
 
 
 def test_no_secret_is_in_logs_redis_audit_errors_or_a_dump(
-    services: Services, database_url: str, redis_url: str, tmp_path: Path
+    services: Services, database_url: str, owner_url: str, redis_url: str, tmp_path: Path
 ) -> None:
     secrets: list[str] = [SIGNING, ROTATED, PLAIN, HEADER, WRONG_KEY, SECRET_KEY, MASTER]
     server_log = services.postgres_log
@@ -386,16 +386,16 @@ def test_no_secret_is_in_logs_redis_audit_errors_or_a_dump(
         return call
 
     with Receiver() as receiver, Watched(redis_url) as watched:
-        system = System(database_url, redis_url, tmp_path)
+        system = System(database_url, owner_url, redis_url, tmp_path)
         try:
             call = asyncio.run(main(system, receiver))
         finally:
             system.close()
         bodies = b"".join(one.body for one in receiver.requests)
         in_redis = watched.text()
-    password = make_url(database_url).password
-    assert password
-    everywhere = [*secrets, password]
+    passwords = [make_url(url).password or "" for url in (database_url, owner_url)]
+    assert all(passwords)
+    everywhere = [*secrets, *passwords]
     content = [URL_TOKEN, PAYLOAD, METADATA]
 
     # What was to be provoked was provoked, in each log.

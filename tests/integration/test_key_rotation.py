@@ -16,6 +16,7 @@ from standardwebhooks import Webhook
 
 from cli.embedded import EmbeddedPostgres
 from cli.embedded.paths import read_secret
+from cli.embedded.postgres import ROLE
 from cli.embedded.secret_keys import add_secret_key, ensure_secret_keys, is_newer_than_what_runs, secret_keys_file
 from core import api_keys, reseal, schema, subscriptions
 from core.audit import COMMAND_LINE
@@ -216,8 +217,8 @@ async def rotate_embedded(folder: Path) -> None:
     postgres = EmbeddedPostgres(folder)
     await postgres.start()
     try:
-        database = Database(postgres.url)
-        await schema.migrate(database)
+        database = Database(postgres.owner_url)
+        await schema.migrate(database, ROLE)
         await database.close()
         assert "API KEYS" in await command("keys", "rotate", "--data-dir", str(folder), env={})
         add_secret_key(folder)  # while it runs

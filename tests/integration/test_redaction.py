@@ -65,7 +65,7 @@ def test_a_redacted_event_is_gone_but_for_its_record(database_url: str, redis_ur
         assert redacted["redacted_at"] is not None
         assert (await p.call("POST", f"{path}/redact"))["data"] == redacted  # again: nothing changes
         assert (await p.call("GET", path))["data"] == redacted
-        [entry] = await p.sql("SELECT action, resource, organization_id FROM audit_log")
+        [entry] = await p.sql("SELECT action, resource, organization_id FROM audit_log WHERE action LIKE 'event.%'")
         assert tuple(entry) == ("event.redacted", accepted["event_id"], p.organization_id)
         assert await states() == {
             "delivered": ("delivered", None),
