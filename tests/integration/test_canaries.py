@@ -412,7 +412,7 @@ def test_no_secret_is_in_logs_redis_audit_errors_or_a_dump(
     assert not leaks(in_redis, [*everywhere, *content])
     assert not leaks("\n".join(call.refusals), [*everywhere, *content])
     assert not leaks("\n".join(call.views), [*everywhere, METADATA])
-    text = dump(database_url)
+    text = dump(owner_url)
     assert not leaks(text, everywhere)
     tables = {part.split(" ", 1)[0]: part for part in text.split("COPY public.")[1:]}
     assert "test" in tables["audit_log"]

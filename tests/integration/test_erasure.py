@@ -95,7 +95,9 @@ class Tenant:
         await self.call("POST", "/v1/replays", {"filters": {"status": "delivered"}, "rate_per_second": 1})
 
 
-def test_an_organization_is_gone_at_once_and_then_from_every_table(database_url: str, redis_url: str) -> None:
+def test_an_organization_is_gone_at_once_and_then_from_every_table(
+    database_url: str, owner_url: str, redis_url: str
+) -> None:
     async def check(p: Platform) -> None:
         async with p.services.database.session() as session:
             audit.record(session, COMMAND_LINE, "test", "", organization_id=p.organization_id, after={"mark": CANARY})
@@ -128,7 +130,7 @@ def test_an_organization_is_gone_at_once_and_then_from_every_table(database_url:
         sent = len([one for one in receiver.requests if CANARY.encode() in one.body])
         await a_late_comer_goes_too(p, tenant.id)
         assert not any((await owned(p, tenant.id)).values())
-        text = await asyncio.to_thread(dump, database_url)
+        text = await asyncio.to_thread(dump, owner_url)
         names = [CANARY, str(tenant.id), *map(str, mine)]
         assert not leaks(text, names)
         assert "Test" not in [row["name"] for row in await p.sql("SELECT name FROM organizations")]

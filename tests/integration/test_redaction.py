@@ -26,7 +26,7 @@ SLOWLY = {"backoff_strategy": "fixed", "base_delay_ms": 60_000, "max_attempts": 
 AT_ONCE = {"backoff_strategy": "fixed", "base_delay_ms": 1, "max_attempts": 50, "jitter": False}
 
 
-def test_a_redacted_event_is_gone_but_for_its_record(database_url: str, redis_url: str) -> None:
+def test_a_redacted_event_is_gone_but_for_its_record(database_url: str, owner_url: str, redis_url: str) -> None:
     async def check(p: Platform) -> None:
         receiver.hold()
         wants = {
@@ -56,7 +56,7 @@ def test_a_redacted_event_is_gone_but_for_its_record(database_url: str, redis_ur
             }
 
         await eventually(spread)
-        assert leaks(await asyncio.to_thread(dump, database_url), [CANARY])  # the dump shows what is there
+        assert leaks(await asyncio.to_thread(dump, owner_url), [CANARY])  # the dump shows what is there
         [idempotent] = await p.sql("SELECT response FROM idempotency_keys")
         assert idempotent  # and says no more than that it was accepted: the answer has no data
 
@@ -91,7 +91,7 @@ def test_a_redacted_event_is_gone_but_for_its_record(database_url: str, redis_ur
             assert [(a["response_body"], a["response_headers"]) for a in one["attempts"]] == (
                 [] if one["subscription_id"] == subscriptions["held"] else [(None, None)]
             )
-        assert not leaks(await asyncio.to_thread(dump, database_url), [CANARY])
+        assert not leaks(await asyncio.to_thread(dump, owner_url), [CANARY])
         await nothing_sends_it_again(p, subscriptions, path)
 
     with Receiver() as receiver:
