@@ -13,7 +13,9 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
-from app import routes
+from app import headers, routes
+from app.admin import frame
+from app.admin.visit import Visit
 from app.api import calls, replies
 from app.services import Services
 from core import hints
@@ -32,10 +34,13 @@ class Application(Starlette):
     """Starlette, with a short way to the resources whose path has no parameters: a look-up instead of its middleware
     and its routes, which are a tenth of what accepting an event costs. It loses nothing, since a resource answers all
     methods and errors itself and there is no middleware of ours; whatever is not found here goes the long way.
+
+    What goes the long way, which is all that a browser may show, gets `headers`.
     """
 
-    def __init__(self, *, routes: Sequence[BaseRoute], **options: Any) -> None:
+    def __init__(self, *, routes: Sequence[BaseRoute], headers: dict[str, str], **options: Any) -> None:
         super().__init__(routes=routes, **options)
+        self.headers = headers
         self.router.redirect_slashes = False  # a redirect of a POST is a trap, and would not come in the envelope
         self.resources = {
             route.path: route.app
@@ -46,7 +51,7 @@ class Application(Starlette):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         resource = self.resources.get(scope["path"]) if scope["type"] == "http" else None
         if resource is None:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, headers.adding(self.headers, send))
         else:
             scope["app"] = self
             await resource(scope, receive, send)
@@ -63,6 +68,7 @@ def create(settings: Settings) -> Application:
 
     return Application(
         routes=routes.routes(),
+        headers=headers.of(settings.public_url),
         lifespan=lifespan,
         exception_handlers={HTTPException: _not_routed, Exception: _not_routed},
     )
@@ -86,7 +92,7 @@ async def _services(settings: Settings) -> AsyncIterator[Services]:
 
 
 async def _not_routed(request: Request, error: Exception) -> Response:
-    """A path or method that no route takes, and what escaped from one that did, in the API's own envelope."""
+    """A path or method that no route takes, and what escaped from one that did: a page, or the API's envelope."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     failure = HookwrightError("Something failed on our side")
     if status == 404:
@@ -94,4 +100,7 @@ async def _not_routed(request: Request, error: Exception) -> Response:
     if status == 405 and isinstance(error, HTTPException):
         allow = (error.headers or {}).get("Allow", "")
         failure = MethodNotAllowed(details={"allow": sorted(allow.split(", "))})
+    if frame.wants_page(request):
+        visit = Visit(request)
+        return visit.finish(frame.failure(visit, failure))
     return replies.failure(failure, calls.request_id_of(request))

@@ -67,8 +67,8 @@ async def find(session: AsyncSession, token: str) -> tuple[User, UserSession] | 
     user, its, is_due = found
     if is_due:
         ends = func.least(func.now() + IDLE, col(UserSession.created_at) + ABSOLUTE)
-        where = col(UserSession.id) == its.id
-        await session.execute(update(UserSession).where(where).values(seen_at=func.now(), expires_at=ends))
+        seen = update(UserSession).where(col(UserSession.id) == its.id).values(seen_at=func.now(), expires_at=ends)
+        await session.execute(seen.execution_options(synchronize_session=False))
     return user, its
 
 
