@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -45,6 +46,9 @@ class Settings(BaseSettings):
     )
     data_dir: str = Field("var", description="Folder of the embedded services")
     public_url: str = Field("http://127.0.0.1:8000", description="Where browsers and clients reach the platform")
+    trusted_proxies: Words = Field(
+        (), description="Addresses or CIDRs of reverse proxies whose X-Forwarded-For and -Proto are believed"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged")
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people or for machines")
 
@@ -73,7 +77,7 @@ class Settings(BaseSettings):
     )
     sweep_interval_s: float = Field(1.0, ge=0.05, le=60, description="Seconds between two looks for due deliveries")
 
-    @field_validator("secret_keys", "egress_allow", "egress_deny", mode="before")
+    @field_validator("secret_keys", "egress_allow", "egress_deny", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -94,6 +98,16 @@ class Settings(BaseSettings):
             EgressPolicy(allow=value)  # it judges both lists alike
         except ValueError as error:
             raise ValueError(str(error).removeprefix("egress allow: ")) from error
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            try:
+                ipaddress.ip_network(one)
+            except ValueError as error:
+                raise ValueError(f"{one!r} is neither an address nor a CIDR: {error}") from error
         return value
 
     @field_validator("database_url")

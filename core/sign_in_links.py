@@ -1,15 +1,7 @@
-"""Links by which somebody chooses a password, once: to set up the installation, invited, or because it was forgotten.
-
-The link holds 256 random bits. Only their SHA-256 rests here: there is nothing in so many bits to guess, so neither
-salt nor key is needed.
-"""
+"""Links by which somebody chooses a password, once: the first admin, the invited, and who has forgotten theirs."""
 
 from __future__ import annotations
 
-import hashlib
-import secrets
-from datetime import timedelta
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import delete, func, insert
@@ -18,25 +10,11 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from core.errors import NotFound
 from core.models_access import SignInLink
-
-LIFETIME = timedelta(hours=24)
+from core.set_up_link import LIFETIME, hash_of, new_token
 
 
 class LinkEnded(NotFound):
     """This link was used, has expired, or was replaced by a newer one; ask for another"""
-
-
-def new_token() -> str:
-    return secrets.token_urlsafe(32)
-
-
-def hash_of(token: str) -> bytes:
-    return hashlib.sha256(f"hookwright link {token}".encode()).digest()
-
-
-def path(token: str) -> str:
-    """Where the link leads."""
-    return f"/set-up/{token}"
 
 
 async def make(session: AsyncSession, user_id: UUID) -> str:
@@ -74,16 +52,3 @@ async def use(session: AsyncSession, token: str) -> UUID | None:
 async def drop(session: AsyncSession, user_id: UUID) -> None:
     """Ends every link of a user."""
     await session.execute(delete(SignInLink).where(col(SignInLink.user_id) == user_id))
-
-
-async def make_for_set_up(driver: Any) -> str | None:
-    """A link for the first admin; those of before end. None once there is a user: from then on, admins invite."""
-    token = new_token()
-    return token if await driver.fetchval(_MAKE_FOR_SET_UP, hash_of(token), LIFETIME) else None
-
-
-_MAKE_FOR_SET_UP = """
-WITH ended AS (DELETE FROM sign_in_links WHERE user_id IS NULL)
-INSERT INTO sign_in_links (token_hash, expires_at)
-SELECT $1, now() + $2 WHERE NOT EXISTS (SELECT FROM users) RETURNING true
-"""

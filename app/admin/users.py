@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.responses import Response
 
 from app.admin.visit import Visit
-from core import ids, sessions, sign_in_links, users
+from core import ids, sessions, set_up_link, users
 from core.errors import Conflict, ValidationFailed
 from core.models_access import Role, User
 
@@ -105,7 +105,7 @@ async def _show(visit: Visit, status: int = 200, errors: dict[str, list[str]] | 
 
 def _link(visit: Visit, user: User, token: str) -> Response:
     """Shows the link in the answer to the form itself: there is no second time."""
-    link = f"{visit.public_url}{sign_in_links.path(token)}"
+    link = f"{visit.public_url}{set_up_link.path(token)}"
     return visit.render(
-        "users/link.html", user=user, link=link, hours=int(sign_in_links.LIFETIME.total_seconds() // 3600)
+        "users/link.html", user=user, link=link, hours=int(set_up_link.LIFETIME.total_seconds() // 3600)
     )
