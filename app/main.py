@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -102,5 +103,7 @@ async def _not_routed(request: Request, error: Exception) -> Response:
         failure = MethodNotAllowed(details={"allow": sorted(allow.split(", "))})
     if frame.wants_page(request):
         visit = Visit(request)
+        with contextlib.suppress(Exception):  # without it only the head of the page lacks something
+            await visit.find_session()
         return visit.finish(frame.failure(visit, failure))
     return replies.failure(failure, calls.request_id_of(request))
