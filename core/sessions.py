@@ -46,7 +46,7 @@ async def start(
         "address": address,
         "user_agent": agent or None,
     }
-    started = (await session.execute(insert(UserSession).values(values).returning(UserSession))).scalar_one()
+    started = (await session.exec(insert(UserSession).values(values).returning(UserSession))).scalar_one()
     return started, token
 
 
@@ -68,7 +68,7 @@ async def find(session: AsyncSession, token: str) -> tuple[User, UserSession] | 
     if is_due:
         ends = func.least(func.now() + IDLE, col(UserSession.created_at) + ABSOLUTE)
         seen = update(UserSession).where(col(UserSession.id) == its.id).values(seen_at=func.now(), expires_at=ends)
-        await session.execute(seen.execution_options(synchronize_session=False))
+        await session.exec(seen.execution_options(synchronize_session=False))
     return user, its
 
 
@@ -85,13 +85,13 @@ async def of_user(session: AsyncSession, user_id: UUID) -> Sequence[UserSession]
 async def end(session: AsyncSession, user_id: UUID, session_id: UUID) -> None:
     """Ends one session of this user. Raises `NotFound`, for another's as well."""
     ended = delete(UserSession).where(col(UserSession.id) == session_id, col(UserSession.user_id) == user_id)
-    if (await session.execute(ended.returning(col(UserSession.id)))).first() is None:
+    if (await session.exec(ended.returning(col(UserSession.id)))).first() is None:
         raise NotFound("There is no such session; it may have ended by itself")
 
 
 async def end_with(session: AsyncSession, token: str) -> None:
     """Ends the session of a token, if there is one."""
-    await session.execute(delete(UserSession).where(col(UserSession.token_hash) == hash_of(token)))
+    await session.exec(delete(UserSession).where(col(UserSession.token_hash) == hash_of(token)))
 
 
 async def end_all(session: AsyncSession, user_id: UUID, *, but: UUID | None = None) -> int:
@@ -99,4 +99,4 @@ async def end_all(session: AsyncSession, user_id: UUID, *, but: UUID | None = No
     ended = delete(UserSession).where(col(UserSession.user_id) == user_id)
     if but is not None:
         ended = ended.where(col(UserSession.id) != but)
-    return len((await session.execute(ended.returning(col(UserSession.id)))).all())
+    return len((await session.exec(ended.returning(col(UserSession.id)))).all())

@@ -22,7 +22,7 @@ async def make(session: AsyncSession, user_id: UUID) -> str:
     token = new_token()
     await drop(session, user_id)
     values = {"token_hash": hash_of(token), "user_id": user_id, "expires_at": func.now() + LIFETIME}
-    await session.execute(insert(SignInLink).values(values))
+    await session.exec(insert(SignInLink).values(values))
     return token
 
 
@@ -42,7 +42,7 @@ async def use(session: AsyncSession, token: str) -> UUID | None:
         .where(col(SignInLink.token_hash) == hash_of(token), col(SignInLink.expires_at) > func.now())
         .returning(col(SignInLink.user_id))
     )
-    row = (await session.execute(used)).one_or_none()
+    row = (await session.exec(used)).one_or_none()
     if row is None:
         raise LinkEnded
     user_id: UUID | None = row[0]
@@ -51,4 +51,4 @@ async def use(session: AsyncSession, token: str) -> UUID | None:
 
 async def drop(session: AsyncSession, user_id: UUID) -> None:
     """Ends every link of a user."""
-    await session.execute(delete(SignInLink).where(col(SignInLink.user_id) == user_id))
+    await session.exec(delete(SignInLink).where(col(SignInLink.user_id) == user_id))

@@ -33,7 +33,7 @@ async def create(session: AsyncSession, actor: Actor, *, email: str, role: str, 
     check_all(partial(check_email, email), partial(check_role, role), partial(check_name, name))
     values = {"id": ids.new_id(), "email": check_email(email), "role": check_role(role), "name": check_name(name)}
     added = insert(User).values(**values).on_conflict_do_nothing().returning(User)
-    user: User | None = (await session.execute(added)).scalar_one_or_none()
+    user: User | None = (await session.exec(added)).scalar_one_or_none()
     if user is None:
         raise Conflict(f"There is a user {values['email']} already")
     audit.record(session, actor, "user.created", shown_id(user), organization_id=None, after=view(user))
