@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Protocol
 from uuid import UUID
 
 import httpx
@@ -13,6 +14,7 @@ from starlette.applications import Starlette
 
 from core import ids, passwords, users
 from core.audit import COMMAND_LINE
+from core.database import Database
 from core.models_access import Role
 from tests.platform import Platform
 
@@ -62,8 +64,15 @@ class Visitor:
         return self.client.cookies.get("hookwright_session")
 
 
+class HasDatabase(Protocol):
+    """A platform, in this process or another."""
+
+    @property
+    def database(self) -> Database: ...
+
+
 async def make_user(
-    p: Platform, email: str, role: Role = Role.VIEWER, password: str | None = PASSWORD, *, disabled: bool = False
+    p: HasDatabase, email: str, role: Role = Role.VIEWER, password: str | None = PASSWORD, *, disabled: bool = False
 ) -> UUID:
     """A user who has chosen a password already."""
     if password is not None and password not in _hashes:
@@ -71,9 +80,8 @@ async def make_user(
     async with p.database.session() as session:
         user = await users.create(session, COMMAND_LINE, email=email, role=role)
         user.password_hash = None if password is None else _hashes[password]
+        user.disabled_at = datetime.now(UTC) if disabled else None
         session.add(user)
-    if disabled:
-        await p.sql("UPDATE users SET disabled_at = now() WHERE id = $1", user.id)
     return user.id
 
 
