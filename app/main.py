@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from app import headers, routes
-from app.admin import frame
+from app.admin import frame, single_sign_on
 from app.admin.visit import Visit
 from app.api import calls, replies
 from app.services import Services
@@ -26,6 +26,7 @@ from core.database import Database
 from core.egress import EgressPolicy
 from core.errors import HookwrightError, MethodNotAllowed, NotFound
 from core.hints import Hints
+from core.oidc import Provider
 from core.sealing import Sealer
 from core.settings import Settings
 from core.subscriptions import Rules
@@ -83,13 +84,24 @@ async def _services(settings: Settings) -> AsyncIterator[Services]:
     sender = Hints(redis)
     acceptance = Acceptance(database, sender.send, sealer)
     policy = EgressPolicy(allow=settings.egress_allow, deny=settings.egress_deny, allow_http=settings.egress_allow_http)
+    oidc = _provider(settings)
     acceptance.start()
     try:
-        yield Services(settings, database, redis, sender, acceptance, Rules(policy, sealer), Breakers(redis))
+        yield Services(settings, database, redis, sender, acceptance, Rules(policy, sealer), Breakers(redis), oidc)
     finally:
         await acceptance.close()
         await sender.close()
+        if oidc is not None:
+            await oidc.close()
         await database.close()
+
+
+def _provider(settings: Settings) -> Provider | None:
+    issuer, client_id, secret = settings.oidc_issuer, settings.oidc_client_id, settings.oidc_client_secret
+    if issuer is None or client_id is None or secret is None:
+        return None
+    back = f"{settings.public_url}{single_sign_on.CALLBACK_PATH}"
+    return Provider(issuer, client_id, secret, back, settings.oidc_scopes)
 
 
 async def _not_routed(request: Request, error: Exception) -> Response:

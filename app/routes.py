@@ -8,7 +8,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from app import health
-from app.admin import account, set_up, sign_in, start, users
+from app.admin import account, set_up, sign_in, single_sign_on, start, users
 from app.admin.frame import Page, PageResource
 from app.api import (
     audit_log,
@@ -141,6 +141,8 @@ PAGES: dict[str, dict[str, Page]] = {
         "GET": Page(sign_in.show, public="who signs in has not signed in yet"),
         "POST": Page(sign_in.submit, public="who signs in has not signed in yet"),
     },
+    single_sign_on.PATH: {"GET": Page(single_sign_on.begin, public="who signs in has not signed in yet")},
+    single_sign_on.CALLBACK_PATH: {"GET": Page(single_sign_on.end, public="the identity provider's answer lets in")},
     "/sign-out": {"POST": Page(sign_in.sign_out, role=Role.VIEWER)},
     "/set-up": {"POST": Page(set_up.submit, public="the link is what lets in, and it must hold")},
     "/set-up/{token}": {"GET": Page(set_up.show, public="the link is what lets in, and it must hold")},

@@ -35,7 +35,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
-    # These four and the proxy's URL hold secrets, so `repr` leaves them out.
+    # These four, the proxy's URL and the client secret hold secrets, so `repr` leaves them out.
     database_url: str = Field(repr=False, description="PostgreSQL, as postgresql://user:password@host:port/name")
     database_owner_url: str | None = Field(
         None, repr=False, description="The same database by the role that owns the schema; for hookwright migrate"
@@ -49,6 +49,12 @@ class Settings(BaseSettings):
     trusted_proxies: Words = Field(
         (), description="Addresses or CIDRs of reverse proxies whose X-Forwarded-For and -Proto are believed"
     )
+    oidc_issuer: str | None = Field(None, description="OpenID Connect provider that users may sign in with")
+    oidc_client_id: str | None = Field(None, validate_default=True, description="Our client id at that provider")
+    oidc_client_secret: str | None = Field(
+        None, validate_default=True, repr=False, description="Our client secret at that provider"
+    )
+    oidc_scopes: str = Field("openid email profile", description="Scopes that are asked of that provider")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged")
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people or for machines")
 
@@ -108,6 +114,25 @@ class Settings(BaseSettings):
                 ipaddress.ip_network(one)
             except ValueError as error:
                 raise ValueError(f"{one!r} is neither an address nor a CIDR: {error}") from error
+        return value
+
+    @field_validator("oidc_issuer")
+    @classmethod
+    def _is_provider(cls, value: str | None) -> str | None:
+        return urls.identity_provider(value) if value else None
+
+    @field_validator("oidc_client_id", "oidc_client_secret")
+    @classmethod
+    def _goes_with_issuer(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if "oidc_issuer" in info.data and (info.data["oidc_issuer"] is None) != (not value):
+            raise ValueError("goes with HOOKWRIGHT_OIDC_ISSUER: set both, or neither")
+        return value
+
+    @field_validator("oidc_scopes")
+    @classmethod
+    def _asks_for_an_id_token(cls, value: str) -> str:
+        if "openid" not in value.split():
+            raise ValueError("must have openid among them, as: openid email profile")
         return value
 
     @field_validator("database_url")

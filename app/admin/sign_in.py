@@ -6,7 +6,7 @@ import contextlib
 
 from starlette.responses import Response
 
-from app.admin import cookies
+from app.admin import cookies, single_sign_on
 from app.admin.visit import Visit, local_path
 from core import sign_in, users
 from core.errors import NotFound
@@ -66,4 +66,5 @@ def _form(
         message=message,
         errors=errors or {},
         is_set_up=is_set_up,
+        single_sign_on=single_sign_on.PATH if visit.services.oidc is not None else "",
     )

@@ -82,7 +82,7 @@ async def site(database_url: str, redis_url: str, folder: Path, **settings: str)
             opened = Site(url, database, browser)
             yield opened
             await browser.close()
-        assert opened.said == []
+        assert not opened.said, f"pages complained: {opened.said}"
     finally:
         await database.close()
         process.kill()

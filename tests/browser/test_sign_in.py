@@ -14,6 +14,7 @@ from core import set_up_link
 from core.models_access import Role
 from tests.browser.site import Site, site, somebody_elses_page
 from tests.pages import PASSWORD, WRONG, make_user
+from tests.platform import eventually
 
 EMAIL = "ada@example.com"
 Scenario = Callable[[Site], Awaitable[None]]
@@ -143,7 +144,12 @@ def test_a_form_on_another_site_changes_nothing(play: Play) -> None:
             await page.goto(f"http://127.0.0.1:{port}/")
             frame = page.frames[1]
             assert await frame.get_by_role("heading").count() == 0
-            s.said[:] = [said for said in s.said if "frame-ancestors" not in said]
+
+            async def refused() -> bool:
+                return any("frame-ancestors" in said for said in s.said)
+
+            await eventually(refused, what="the browser's refusal")
+            s.said.clear()
 
     play(scenario)
 
