@@ -44,6 +44,16 @@ class Site:
             rows: list[Any] = await driver.fetch(statement, *values)
             return rows
 
+    async def forget(self) -> None:
+        """Makes it as new."""
+        self.said.clear()
+        for table in ("user_sessions", "sign_in_links", "sign_in_failures", "oidc_sign_ins", "users"):
+            await self.sql(f"DELETE FROM {table}")
+
+    async def close_pages(self) -> None:
+        for context in self.browser.contexts:
+            await context.close()
+
     async def open(self, path: str = "/") -> Page:
         """A page in a browser profile of its own, without any cookie."""
         context = await self.browser.new_context(base_url=self.url)
@@ -62,7 +72,7 @@ class Site:
 
 @asynccontextmanager
 async def site(database_url: str, redis_url: str, folder: Path, **settings: str) -> AsyncIterator[Site]:
-    """`hookwright web` as a process of its own. Fails at the end if a page has complained on its console."""
+    """`hookwright web` as a process of its own; `settings` by their names without the prefix."""
     port = free_port("127.0.0.1", 0)
     url = f"http://127.0.0.1:{port}"
     env = clean_env(environment(database_url, redis_url, PUBLIC_URL=url, **settings))
@@ -79,10 +89,8 @@ async def site(database_url: str, redis_url: str, folder: Path, **settings: str)
         async with async_playwright() as playwright:
             # --no-sandbox: as root, as in most containers, Chromium does not start with it.
             browser = await playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-            opened = Site(url, database, browser)
-            yield opened
+            yield Site(url, database, browser)
             await browser.close()
-        assert not opened.said, f"pages complained: {opened.said}"
     finally:
         await database.close()
         process.kill()

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import Awaitable, Callable
-from pathlib import Path
 
-import pytest
 from playwright.async_api import Page, Request, expect
 
 from core import set_up_link
 from core.models_access import Role
-from tests.browser.site import Site, site, somebody_elses_page
+from tests.browser.conftest import Play
+from tests.browser.site import Site, somebody_elses_page
+from tests.identity_provider import IdentityProvider
 from tests.pages import PASSWORD, WRONG, make_user
 from tests.platform import eventually
 
 EMAIL = "ada@example.com"
-Scenario = Callable[[Site], Awaitable[None]]
-Play = Callable[[Scenario], None]
-
-
-@pytest.fixture
-def play(database_url: str, redis_url: str, tmp_path: Path) -> Play:
-    """Runs a scenario on a site of its own."""
-
-    async def run(scenario: Scenario) -> None:
-        async with site(database_url, redis_url, tmp_path) as opened:
-            await scenario(opened)
-
-    return lambda scenario: asyncio.run(run(scenario))
 
 
 async def sign_in(page: Page, email: str = EMAIL, password: str = PASSWORD) -> None:
@@ -234,5 +219,19 @@ def test_pages_fit_a_phone_and_work_by_keyboard(play: Play) -> None:
             await page.keyboard.press("Tab")
             outline = "getComputedStyle(document.activeElement).outlineStyle"
             assert await page.evaluate(outline) == "solid", "where the focus is can be seen"
+
+    play(scenario)
+
+
+def test_single_sign_on_there_and_back(play: Play, idp: IdentityProvider) -> None:
+    async def scenario(s: Site) -> None:
+        await make_user(s, EMAIL, Role.ADMIN, password=None)
+        page = await s.open("/users")
+        await page.wait_for_url(f"{s.url}/sign-in?next=%2Fusers")
+        await page.get_by_role("link", name="Sign in with single sign-on").click()
+        await page.wait_for_url(f"{s.url}/users")  # by way of the provider, which is another origin
+        await expect(page.get_by_role("cell", name=EMAIL)).to_be_visible()
+        assert [cookie["name"] for cookie in await page.context.cookies()] == ["hookwright_session"]
+        assert len(idp.asked) == 1
 
     play(scenario)

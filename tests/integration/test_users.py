@@ -1,9 +1,8 @@
-"""Users: invited, changed, disabled, by admins in a browser and by `hookwright user`."""
+"""Users: invited, changed, disabled, and let in again."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from itertools import pairwise
 
@@ -14,9 +13,8 @@ from core.audit import COMMAND_LINE
 from core.errors import Conflict
 from core.models_access import Role
 from tests.api import run
-from tests.commands import hookwright
 from tests.pages import ORIGIN, PASSWORD, Visitor, audited, make_user, shown, signed_in
-from tests.platform import Platform, environment
+from tests.platform import Platform
 
 ADMIN, EMAIL = "admin@example.com", "grace@example.com"
 NEW = "another horse, in the snow"
@@ -165,36 +163,3 @@ def test_an_admin_who_can_sign_in_is_always_left(database_url: str, redis_url: s
             await p.sql("UPDATE users SET role = 'admin', disabled_at = NULL WHERE id = ANY($1)", [one, other])
 
     run(database_url, redis_url, check)
-
-
-def test_users_on_the_command_line(database_url: str, redis_url: str) -> None:
-    env = environment(database_url, redis_url)
-    first = hookwright("user", "setup-link", env=env).strip()
-    assert first.startswith(f"{ORIGIN}/set-up/")
-    newer = hookwright("user", "setup-link", env=env).strip()
-    invited = hookwright("user", "invite", "Ada@example.com", "--role", "admin", env=env).strip()
-    assert "Must be one of: viewer, operator, admin" in hookwright(
-        "user", "invite", "a@b", "--role", "x", env=env, code=1
-    )
-    assert "already" in hookwright("user", "invite", "ada@example.com", env=env, code=1)
-    assert "users already" in hookwright("user", "setup-link", env=env, code=1)
-    assert "no user nobody@" in hookwright("user", "reset", "nobody@example.com", env=env, code=1)
-    reset = json.loads(hookwright("user", "reset", "ada@example.com", "--json", env=env))["link"]
-    assert "ada@example.com" in hookwright("user", "list", env=env)
-
-    async def check(p: Platform) -> None:
-        for ended in (first, newer, invited):
-            assert (await choose(p, ended.removeprefix(ORIGIN)))[0] == 404
-        assert (await choose(p, reset.removeprefix(ORIGIN)))[0] == 303
-        entries = await audited(p, "user.created", "user.link_created")
-        assert [(action, actor) for action, actor, _, _ in entries] == [
-            ("user.created", "command line"),
-            ("user.link_created", "command line"),
-        ]
-
-    run(database_url, redis_url, check)
-    assert "last admin" in hookwright("user", "disable", "ada@example.com", env=env, code=1)
-    hookwright("user", "invite", "grace@example.com", env=env)
-    hookwright("user", "disable", "grace@example.com", env=env)
-    [_, grace] = json.loads(hookwright("user", "list", "--json", env=env))
-    assert grace["disabled_at"] is not None
