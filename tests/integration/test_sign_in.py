@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 
+import httpx
 import pytest
 from argon2 import PasswordHasher
 
 from app import main as web
 from app.admin.visit import local_path
+from cli.supervisor.ports import free_port, why_not_200
 from core import passwords, set_up_link, settings, throttle
 from core.errors import ValidationFailed
 from core.models_access import Role
 from tests.api import run
-from tests.pages import PASSWORD, WRONG, Visitor, audited, make_user, shown
-from tests.platform import Platform, environment
+from tests.commands import Running
+from tests.pages import PASSWORD, SAME_ORIGIN, WRONG, Visitor, audited, make_user, shown
+from tests.platform import Platform, environment, eventually
 
 EMAIL = "ada@example.com"
 
@@ -268,3 +271,32 @@ def test_one_password_however_its_characters_were_typed() -> None:
         assert not await passwords.is_right("anything at all", "no hash")
 
     asyncio.run(check())
+
+
+@pytest.mark.parametrize(
+    ("trusted", "address"),
+    [({}, "127.0.0.1"), ({"TRUSTED_PROXIES": "127.0.0.0/8, 10.0.0.7"}, "203.0.113.50")],
+)
+def test_an_address_is_believed_from_trusted_proxies_alone(
+    database_url: str, redis_url: str, trusted: dict[str, str], address: str
+) -> None:
+    port = free_port("127.0.0.1", 0)
+    # uvicorn's own variable, which would have it believe anybody.
+    env = environment(database_url, redis_url, **trusted) | {"FORWARDED_ALLOW_IPS": "*"}
+    # What a client says of itself comes first; what the proxy adds, last.
+    said = SAME_ORIGIN | {"X-Forwarded-For": "198.51.100.1, 203.0.113.50"}
+
+    async def check(p: Platform) -> None:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=said) as client:
+
+            async def answers() -> bool:
+                return await why_not_200("127.0.0.1", port, "/healthz") is None
+
+            await eventually(answers, 60, "the web process")
+            visitor = Visitor(p.app)
+            visitor.client = client
+            assert (await visitor.sign_in(EMAIL, WRONG)).status_code == 401
+        assert await audited(p) == [("sign_in.failed", "anybody", "", address)]
+
+    with Running("web", "--port", str(port), env=env):
+        run(database_url, redis_url, check)
