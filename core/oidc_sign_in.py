@@ -16,7 +16,7 @@ from datetime import timedelta
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from core import audit, sign_in, users
+from core import audit, sign_in, throttle, users
 from core.database import Database
 from core.models_access import User
 from core.oidc import Identity, OidcFailed, Pending, Provider
@@ -24,6 +24,7 @@ from core.sealing import Sealer
 from core.sign_in import Browser, SignedIn
 
 LIFETIME = timedelta(minutes=10)
+BY = "single sign-on"  # in the audit log
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,21 +60,25 @@ async def end(
     code: str,
     browser: Browser,
 ) -> tuple[SignedIn, str]:
-    """Who has come back, and the path to go to. Raises `OidcFailed`, `Unknown`, `Unavailable`."""
+    """Who has come back, and the path to go to. Counted as an attempt to sign in, from this address.
+
+    Raises `OidcFailed`, `Unknown`, `SignInThrottled`, `Unavailable`.
+    """
+    pending, to = await _take(database, sealer, state, cookie)
+    counted = throttle.subjects(sealer, None, browser.address)
+    await sign_in.admit(database, counted, None, browser)
     try:
-        pending, to = await _take(database, sealer, state, cookie)
         identity = await provider.redeem(code, pending)
     except OidcFailed:
-        await _failed(database, None, browser)
+        await sign_in.note_failure(database, None, browser, by=BY)
         raise
-    refused: User | None = None
     async with database.session() as session:
         user = await _find(session, identity, browser)
         if user is not None and user.disabled_at is None:
-            return await sign_in.finish(session, user, browser, by="single sign-on"), to
-        refused = user
-    await _failed(database, refused, browser)
-    if refused is not None:
+            await throttle.succeeded(session, counted)
+            return await sign_in.finish(session, user, browser, by=BY), to
+    await sign_in.note_failure(database, user, browser, by=BY)
+    if user is not None:
         raise Unknown("Your account is disabled; ask an admin")
     if identity.email is None:
         raise Unknown(
@@ -112,13 +117,6 @@ async def _find(session: AsyncSession, identity: Identity, browser: Browser) -> 
         shown = users.shown_id(found)
         audit.record(session, browser.actor(found), "user.identity_linked", shown, organization_id=None, after=after)
     return found
-
-
-async def _failed(database: Database, user: User | None, browser: Browser) -> None:
-    async with database.session() as session:
-        resource = "" if user is None else users.shown_id(user)
-        after = {"by": "single sign-on"}
-        audit.record(session, browser.anybody, "sign_in.failed", resource, organization_id=None, after=after)
 
 
 def _hash(state: str) -> bytes:

@@ -63,7 +63,7 @@ async def with_password(database: Database, sealer: Sealer, email: str, password
     # In no transaction: it takes long, and would hold a connection.
     right = await passwords.is_right(password, None if user is None else user.password_hash)
     if user is None or not right or user.disabled_at is not None:
-        await _failed(database, user, browser)
+        await note_failure(database, user, browser, by="password")
         raise SignInFailed
     renewed = await passwords.hash_of(password) if passwords.is_dated(user.password_hash or "") else None
     async with database.session() as session:
@@ -73,14 +73,14 @@ async def with_password(database: Database, sealer: Sealer, email: str, password
             now.password_hash = renewed or now.password_hash
             await throttle.succeeded(session, counted)
             return await finish(session, now, browser, by="password")
-    await _failed(database, user, browser)
+    await note_failure(database, user, browser, by="password")
     raise SignInFailed
 
 
-async def admit(database: Database, counted: throttle.Subjects, email: str, browser: Browser) -> User | None:
-    """Counts an attempt to give this account's password; the account's user. Raises `SignInThrottled`."""
+async def admit(database: Database, counted: throttle.Subjects, email: str | None, browser: Browser) -> User | None:
+    """Counts an attempt to sign in, to this account if one is named; the account's user. Raises `SignInThrottled`."""
     async with database.session() as session:
-        user = await users.find(session, email) if "\0" not in email else None
+        user = await users.find(session, email) if email is not None and "\0" not in email else None
         must_wait_s = await throttle.admit(session, counted)
         if must_wait_s:
             await _note_throttled(session, user, browser, must_wait_s)
@@ -121,10 +121,11 @@ async def drop_expired(driver: Any) -> None:
         await driver.execute(statement)
 
 
-async def _failed(database: Database, user: User | None, browser: Browser) -> None:
+async def note_failure(database: Database, user: User | None, browser: Browser, *, by: str) -> None:
+    """In the audit log. Of an account that there is not, nothing: what was typed may have been a password."""
     async with database.session() as session:
-        resource = "" if user is None else users.shown_id(user)
-        audit.record(session, browser.anybody, "sign_in.failed", resource, organization_id=None)
+        resource, after = "" if user is None else users.shown_id(user), {"by": by}
+        audit.record(session, browser.anybody, "sign_in.failed", resource, organization_id=None, after=after)
 
 
 async def _note_throttled(session: AsyncSession, user: User | None, browser: Browser, wait_s: int) -> None:

@@ -31,19 +31,23 @@ IPV6_PREFIX = 64  # what one customer commonly has all addresses of (RFC 6177)
 class Subjects:
     """What an attempt is counted for."""
 
-    account: bytes
+    account: bytes | None  # none: no account is named
     address: bytes
 
     @property
-    def both(self) -> list[bytes]:
-        return [self.account, self.address]
+    def all(self) -> list[bytes]:
+        return [self.address] if self.account is None else [self.account, self.address]
 
 
-def subjects(sealer: Sealer, email: str, address: str | None) -> Subjects:
+def subjects(sealer: Sealer, email: str | None, address: str | None) -> Subjects:
     """`email` in lower case. After a rotation of the secret keys all counts begin anew."""
+
+    def hashed(text: str) -> bytes:
+        return sealer.keyed_hash(text.encode("utf-8", "surrogatepass"))[1]
+
     return Subjects(
-        sealer.keyed_hash(f"sign-in failures of account {email}".encode("utf-8", "surrogatepass"))[1],
-        sealer.keyed_hash(f"sign-in failures from address {network(address)}".encode())[1],
+        None if email is None else hashed(f"sign-in failures of account {email}"),
+        hashed(f"sign-in failures from address {network(address)}"),
     )
 
 
@@ -71,15 +75,15 @@ async def admit(session: AsyncSession, given: Subjects) -> int:
     """0 when an attempt may be made now, which is then counted; else the seconds to wait. Commit it before looking at
     the password."""
     driver = await driver_of(session)
-    await driver.execute(_APPEAR, given.both)
-    counts = {row["subject"]: row for row in await driver.fetch(_LOCK, given.both)}
+    await driver.execute(_APPEAR, given.all)
+    counts = {row["subject"]: row for row in await driver.fetch(_LOCK, given.all)}
     waits = [0.0]
     for subject, free in ((given.account, ACCOUNT_FREE), (given.address, ADDRESS_FREE)):
         if subject in counts:
             waits.append(wait_s(counts[subject]["count"], free) - counts[subject]["ago_s"])
     if max(waits) > 0:
         return int(max(waits)) + 1
-    await driver.execute(_COUNT, given.both)
+    await driver.execute(_COUNT, given.all)
     return 0
 
 
@@ -87,14 +91,14 @@ async def succeeded(session: AsyncSession, given: Subjects) -> None:
     """Takes the attempt back. The account begins anew; the address does not, or somebody with an account of their own
     could go on guessing others'."""
     driver = await driver_of(session)
-    await driver.fetch(_LOCK, given.both)
+    await driver.fetch(_LOCK, given.all)
     await driver.execute("DELETE FROM sign_in_failures WHERE subject = $1", given.account)
     await driver.execute(
         "UPDATE sign_in_failures SET count = count - 1 WHERE subject = $1 AND count > 0", given.address
     )
 
 
-async def forget(session: AsyncSession, account: bytes) -> None:
+async def forget(session: AsyncSession, account: bytes | None) -> None:
     """Lets an account begin anew: somebody proved by another way that it is theirs."""
     driver = await driver_of(session)
     await driver.execute("DELETE FROM sign_in_failures WHERE subject = $1", account)

@@ -24,6 +24,7 @@ from core.errors import (
     ValidationFailed,
 )
 from core.models_access import Role
+from core.sign_in import SignInThrottled
 
 Handler = Callable[[Visit], Awaitable[Response]]
 
@@ -103,16 +104,18 @@ class PageResource:
 
 def failure(visit: Visit, error: HookwrightError) -> Response:
     """The page that says what went wrong."""
+    code = 429 if isinstance(error, SignInThrottled) else error.status
     response = visit.render(
         "errors/show.html",
-        error.status,
-        title=TITLES.get(error.status, "Something failed on our side"),
+        code,
+        title=TITLES.get(code, "Something failed on our side"),
         error=error,
+        code=code,
         faults=[said for value in error.details.values() if isinstance(value, list) for said in value]
         if isinstance(error, ValidationFailed)
         else [],
     )
-    if isinstance(error, Unavailable):
+    if isinstance(error, Unavailable | SignInThrottled):
         response.headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, MethodNotAllowed):
         response.headers["Allow"] = ", ".join(error.details.get("allow", []))

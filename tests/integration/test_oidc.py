@@ -202,6 +202,11 @@ def test_an_answer_is_for_one_use_in_the_browser_that_asked(
             parse_qs(urlsplit(path).query)[name][0] for path, name in ((ones, "state"), (others, "code"))
         )
         await refused(one, f"{callback}?state={ones_state}&code={others_code}")
+        assert len(await audited(p, "sign_in.failed")) == 1, "what answers nothing that was asked is no attempt"
+        await p.sql("UPDATE sign_in_failures SET count = 20")
+        guessing = Visitor(p.app)
+        await refused(guessing, await out_and_back(guessing), 429)
+        await p.sql("DELETE FROM sign_in_failures")
 
         late = Visitor(p.app)
         path = await out_and_back(late)
