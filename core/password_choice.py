@@ -75,6 +75,7 @@ async def change(
     counted = throttle.subjects(sealer, user.email, browser.address)
     known = await sign_in.admit(database, counted, user.email, browser)
     if known is None or not await passwords.is_right(current, known.password_hash):
+        await sign_in.note_failure(database, known, browser, by="change of password")
         raise ValidationFailed.of("current_password", "This is not your password")
     hashed = await passwords.hash_of(new)
     async with database.session() as session:

@@ -187,6 +187,7 @@ def test_another_password_ends_every_other_session(database_url: str, redis_url:
             tries = [await here.post("/account/password", **fields) for _ in range(6)]
             assert [one.status_code for one in tries] == [400] * 5 + [429]
             assert "Try again in" in tries[-1].text
+            assert len(await audited(p, "sign_in.failed")) == 1 + 1 + 5
 
     run(database_url, redis_url, check)
 
