@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from starlette.routing import BaseRoute, Route
+from pathlib import Path
 
-from app import health, pages
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from app import health
+from app.admin import account, set_up, sign_in, single_sign_on, start, users
+from app.admin.frame import Page, PageResource
 from app.api import (
     audit_log,
     breakers,
@@ -26,6 +31,7 @@ from core.api_keys import (
     SUBSCRIPTIONS_READ,
     SUBSCRIPTIONS_WRITE,
 )
+from core.models_access import Role
 
 
 def _ingests(handler: Handler, max_body: str) -> Action:
@@ -139,9 +145,39 @@ API: dict[str, dict[str, Action]] = {
 }
 
 
-# For anybody: these say whether the process is well, and what to do first. They show nothing of anybody's.
-PUBLIC: list[BaseRoute] = [*health.routes(), *pages.routes()]
+# The pages: each method names the least role, or says why anybody may.
+PAGES: dict[str, dict[str, Page]] = {
+    "/": {"GET": Page(start.show, public="says what to do first, and shows nothing of anybody's")},
+    "/sign-in": {
+        "GET": Page(sign_in.show, public="who signs in has not signed in yet"),
+        "POST": Page(sign_in.submit, public="who signs in has not signed in yet"),
+    },
+    single_sign_on.PATH: {"GET": Page(single_sign_on.begin, public="who signs in has not signed in yet")},
+    single_sign_on.CALLBACK_PATH: {"GET": Page(single_sign_on.end, public="the identity provider's answer lets in")},
+    "/sign-out": {"POST": Page(sign_in.sign_out, role=Role.VIEWER)},
+    "/set-up": {"POST": Page(set_up.submit, public="the link is what lets in, and it must hold")},
+    "/set-up/{token}": {"GET": Page(set_up.show, public="the link is what lets in, and it must hold")},
+    "/account": {"GET": Page(account.show, role=Role.VIEWER), "POST": Page(account.rename, role=Role.VIEWER)},
+    "/account/password": {"POST": Page(account.change_password, role=Role.VIEWER)},
+    "/account/sessions/{id}/revoke": {"POST": Page(account.end_session, role=Role.VIEWER)},
+    "/account/sessions/revoke-others": {"POST": Page(account.end_other_sessions, role=Role.VIEWER)},
+    "/users": {"GET": Page(users.index, role=Role.ADMIN), "POST": Page(users.invite, role=Role.ADMIN)},
+    "/users/{id}": {"GET": Page(users.show, role=Role.ADMIN), "POST": Page(users.update, role=Role.ADMIN)},
+    "/users/{id}/disable": {"POST": Page(users.disable, role=Role.ADMIN)},
+    "/users/{id}/enable": {"POST": Page(users.enable, role=Role.ADMIN)},
+    "/users/{id}/reset": {"POST": Page(users.reset, role=Role.ADMIN)},
+}
+
+# For anybody: whether the process is well, and what pages are drawn with. They show nothing of anybody's.
+PUBLIC: list[BaseRoute] = [
+    *health.routes(),
+    Mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static"),
+]
 
 
 def routes() -> list[BaseRoute]:
-    return [*(Route(path, Resource(actions)) for path, actions in API.items()), *PUBLIC]
+    return [
+        *(Route(path, Resource(actions)) for path, actions in API.items()),
+        *(Route(path, PageResource(pages)) for path, pages in PAGES.items()),
+        *PUBLIC,
+    ]

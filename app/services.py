@@ -10,6 +10,7 @@ from core.acceptance import Acceptance
 from core.breakers import Breakers
 from core.database import Database
 from core.hints import Hints
+from core.oidc import Provider
 from core.sealing import Sealer
 from core.settings import Settings
 from core.subscriptions import Rules
@@ -24,6 +25,7 @@ class Services:
     acceptance: Acceptance
     rules: Rules
     breakers: Breakers
+    oidc: Provider | None = None  # where users sign in besides
 
     @property
     def sealer(self) -> Sealer:

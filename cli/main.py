@@ -7,7 +7,7 @@ import sys
 import typer
 
 from cli import failures
-from cli.commands import audit, check, delivery, demo, event, key, keys, org, parts, receive, subscription, up
+from cli.commands import audit, check, delivery, demo, event, key, keys, org, parts, receive, subscription, up, user
 
 app = typer.Typer(
     name="hookwright",
@@ -28,6 +28,7 @@ app.command()(check.check)
 app.add_typer(org.app, name="org")
 app.add_typer(key.app, name="key")
 app.add_typer(keys.app, name="keys")
+app.add_typer(user.app, name="user")
 app.add_typer(audit.app, name="audit")
 app.add_typer(event.app, name="event")
 app.add_typer(subscription.app, name="subscription")

@@ -11,15 +11,20 @@ from cli.invocation import our_command
 from cli.options import DEFAULT_DATA_DIR
 from cli.output import say
 from cli.supervisor.platform import DATABASE_URL
+from core import set_up_link
 from core.errors import HookwrightError
 
 logger = logging.getLogger("hookwright.supervisor")
 
 
-async def welcome(data_dir: Path) -> None:
-    """While there is no organization yet, says how to make one. Never fails: the platform runs without it."""
+async def welcome(data_dir: Path, public_url: str) -> None:
+    """While there is no user or no organization yet, says how to make one. Never fails: the platform runs without."""
     try:
-        if not await _has_organization(data_dir):
+        token, has_organization = await _look(data_dir)
+        if token is not None:
+            link = f"{public_url}{set_up_link.path(token)}"
+            say(f"Nobody can sign in yet. Become the first admin, within 24 hours, at\n  {link}")
+        if not has_organization:
             say(next_steps(data_dir))
     except Exception as error:  # advice is not worth a traceback, whatever is wrong with it
         logger.debug("no advice: %r", error)
@@ -36,7 +41,8 @@ def next_steps(data_dir: Path) -> str:
     )
 
 
-async def _has_organization(data_dir: Path) -> bool:
+async def _look(data_dir: Path) -> tuple[str | None, bool]:
+    """The token of a new link to set up with, where there is no user; and whether there is an organization."""
     import asyncpg  # and not SQLAlchemy: this process stays small
 
     url = target.complete(data_dir).get(DATABASE_URL)
@@ -44,6 +50,7 @@ async def _has_organization(data_dir: Path) -> bool:
         raise HookwrightError("no database")
     connection = await asyncpg.connect(f"postgresql://{url.partition('://')[2]}", timeout=5)
     try:
-        return bool(await connection.fetchval("SELECT EXISTS (SELECT 1 FROM organizations)"))
+        token = await set_up_link.make(connection)
+        return token, bool(await connection.fetchval("SELECT EXISTS (SELECT 1 FROM organizations)"))
     finally:
         await connection.close(timeout=2)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -34,7 +35,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
-    # These four and the proxy's URL hold secrets, so `repr` leaves them out.
+    # These four, the proxy's URL and the client secret hold secrets, so `repr` leaves them out.
     database_url: str = Field(repr=False, description="PostgreSQL, as postgresql://user:password@host:port/name")
     database_owner_url: str | None = Field(
         None, repr=False, description="The same database by the role that owns the schema; for hookwright migrate"
@@ -45,6 +46,15 @@ class Settings(BaseSettings):
     )
     data_dir: str = Field("var", description="Folder of the embedded services")
     public_url: str = Field("http://127.0.0.1:8000", description="Where browsers and clients reach the platform")
+    trusted_proxies: Words = Field(
+        (), description="Addresses or CIDRs of reverse proxies whose X-Forwarded-For and -Proto are believed"
+    )
+    oidc_issuer: str | None = Field(None, description="OpenID Connect provider that users may sign in with")
+    oidc_client_id: str | None = Field(None, validate_default=True, description="Our client id at that provider")
+    oidc_client_secret: str | None = Field(
+        None, validate_default=True, repr=False, description="Our client secret at that provider"
+    )
+    oidc_scopes: str = Field("openid email profile", description="Scopes that are asked of that provider")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged")
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people or for machines")
 
@@ -73,7 +83,7 @@ class Settings(BaseSettings):
     )
     sweep_interval_s: float = Field(1.0, ge=0.05, le=60, description="Seconds between two looks for due deliveries")
 
-    @field_validator("secret_keys", "egress_allow", "egress_deny", mode="before")
+    @field_validator("secret_keys", "egress_allow", "egress_deny", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -94,6 +104,35 @@ class Settings(BaseSettings):
             EgressPolicy(allow=value)  # it judges both lists alike
         except ValueError as error:
             raise ValueError(str(error).removeprefix("egress allow: ")) from error
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            try:
+                ipaddress.ip_network(one)
+            except ValueError as error:
+                raise ValueError(f"{one!r} is neither an address nor a CIDR: {error}") from error
+        return value
+
+    @field_validator("oidc_issuer")
+    @classmethod
+    def _is_provider(cls, value: str | None) -> str | None:
+        return urls.identity_provider(value) if value else None
+
+    @field_validator("oidc_client_id", "oidc_client_secret")
+    @classmethod
+    def _goes_with_issuer(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if "oidc_issuer" in info.data and (info.data["oidc_issuer"] is None) != (not value):
+            raise ValueError("goes with HOOKWRIGHT_OIDC_ISSUER: set both, or neither")
+        return value
+
+    @field_validator("oidc_scopes")
+    @classmethod
+    def _asks_for_an_id_token(cls, value: str) -> str:
+        if "openid" not in value.split():
+            raise ValueError("must have openid among them, as: openid email profile")
         return value
 
     @field_validator("database_url")

@@ -1,4 +1,4 @@
-"""The URLs of PostgreSQL, Redis and a proxy, as operators write them, checked and put as our drivers want them.
+"""The URLs of databases, a proxy and identity providers, as operators write them, checked and put as our drivers want.
 
 All raise ValueError that says what would be right and repeats nothing of the URL but the names of its parameters:
 a URL holds a password, and one that can't be parsed may hold it anywhere.
@@ -130,6 +130,17 @@ def proxy(text: str) -> str:
         raise ValueError(f"{wrong}; @ : / ? # and % in a password are written as %40 and so on")
     if not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError(wrong)
+    return text
+
+
+def identity_provider(text: str) -> str:
+    """A URL of an OpenID Connect provider, as it is: https, or on loopback http."""
+    parts = urlsplit(text)
+    on_loopback = parts.hostname in ("localhost", "127.0.0.1", "::1")
+    if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and on_loopback)):
+        raise ValueError("must be an https:// URL")
+    if parts.username is not None or parts.fragment:
+        raise ValueError("must have neither a user nor a #")
     return text
 
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from core import erasure, expired_secrets, idempotency, partitions, replays, settling, stats
+from core import erasure, expired_secrets, idempotency, partitions, replays, settling, sign_in, stats
 from core.breakers import UNREACHABLE, Breakers
 from core.database import Database, is_unreachable
 from worker.engine import Engine
@@ -68,7 +68,7 @@ async def erase(database: Database, breakers: Breakers) -> None:
 
 
 async def keep_house(database: Database, retention_days: int) -> None:
-    """Makes partitions ahead, drops expired ones and forgets old idempotency keys and statistics.
+    """Makes partitions ahead, drops expired ones and forgets old idempotency keys, statistics and sessions.
 
     The day is the database's: a worker whose clock is years ahead would drop all history.
     """
@@ -81,6 +81,7 @@ async def keep_house(database: Database, retention_days: int) -> None:
         await idempotency.drop_expired(driver)
         await expired_secrets.forget(driver)
         await stats.prune(driver, retention_days)
+        await sign_in.drop_expired(driver)
 
 
 async def forget_breakers(database: Database, breakers: Breakers) -> None:

@@ -200,7 +200,7 @@ class Resource:
         except ClientDisconnect:
             return Response(status_code=400)  # nobody reads it
         except Exception as error:
-            return replies.failure(_unforeseen(error, request_id), request_id)
+            return replies.failure(unforeseen(error, request_id), request_id)
         if isinstance(reply, Lines):
             return replies.streaming(reply, request_id)
         return replies.success(reply, request_id, round((time.perf_counter() - started) * 1000))
@@ -293,7 +293,8 @@ def _request_id(headers: Mapping[str, str]) -> str:
     return f"req_{os.urandom(16).hex()}"
 
 
-def _unforeseen(error: Exception, request_id: str) -> HookwrightError:
+def unforeseen(error: Exception, request_id: str) -> HookwrightError:
+    """What to answer when a call or page failed in a way that nobody foresaw; logs it."""
     if is_unreachable(error):
         log.warning("the database does not answer", request_id=request_id, error=repr(error))
         return Unavailable("The database does not answer; try again", retry_after_s=2)

@@ -44,6 +44,7 @@ class _Answer(Response):
         self.raw_headers = [
             (b"x-request-id", request_id.encode("latin-1")),
             (b"cache-control", b"no-store"),  # some answers show a secret, all grow old
+            (b"x-content-type-options", b"nosniff"),
             (b"content-length", b"%d" % len(body)),
             (b"content-type", b"application/json"),
             *more,

@@ -47,6 +47,10 @@ def web(host: Host = DEFAULT_HOST, port: Port = DEFAULT_PORT) -> None:
             log_level=None if settings.log_level == "debug" else "warning",
             access_log=False,
             server_header=False,
+            # Said either way: uvicorn would otherwise believe whatever comes from 127.0.0.1, and read a variable of its
+            # own. Addresses stand in the audit log, and what is tried from each is counted.
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=list(settings.trusted_proxies),
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=GRACE_S,
         )

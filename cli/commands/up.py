@@ -31,9 +31,12 @@ def up(
     port = free_port(host, port)
     background: set[asyncio.Task[None]] = set()
 
+    env = children_env(settings, host, port, data_dir)
+    public_url = env.get("HOOKWRIGHT_PUBLIC_URL", settings.public_url)
+
     def on_ready(url: str) -> None:
         give(f"ready {url}")
-        background.add(asyncio.ensure_future(welcome(data_dir)))
+        background.add(asyncio.ensure_future(welcome(data_dir, public_url)))
 
     log_like_the_children(settings)
     code = asyncio.run(
@@ -42,7 +45,7 @@ def up(
             port=port,
             data_dir=data_dir,
             workers=workers,
-            settings_env=children_env(settings, host, port, data_dir),
+            settings_env=env,
             on_ready=on_ready,
         )
     )

@@ -29,8 +29,10 @@ from core.database import Database
 from core.errors import AuthenticationFailed
 from core.sealing import Sealer
 from core.signing import normalize_secret
+from tests.api import run
 from tests.commands import Running, clean_env, hookwright
-from tests.platform import SECRET_KEY, environment
+from tests.pages import Visitor, audited
+from tests.platform import SECRET_KEY, Platform, environment
 from tests.receiver import Receiver
 from tests.services import Services
 
@@ -584,3 +586,43 @@ def test_a_table_has_a_line_an_item() -> None:
     assert table(("A", "LONG"), [("wide value", None), ("x\ny", ["p", "q"])]) == (
         "A           LONG\nwide value  -\nx y         p,q"
     )
+
+
+def test_users_are_invited_let_in_and_disabled(configured: Cli, database_url: str, redis_url: str) -> None:
+    def link(*arguments: str) -> str:
+        """The path of the link that a command prints alone on standard output."""
+        printed = configured("user", *arguments).out.strip()
+        assert printed.startswith("http://127.0.0.1:8000/set-up/")
+        return printed.removeprefix("http://127.0.0.1:8000")
+
+    ended = [link("setup-link"), link("setup-link"), link("invite", "Ada@example.com", "--role", "admin")]
+    for wrong, said in (
+        (("invite", "a@b", "--role", "owner"), "Must be one of: viewer, operator, admin"),
+        (("invite", "ada@example.com"), "There is a user ada@example.com already"),
+        (("setup-link",), "There are users already"),
+        (("reset", "nobody@example.com"), "There is no user nobody@example.com"),
+        (("disable", "nobody@example.com"), "There is no user nobody@example.com"),
+        (("disable", "ada@example.com"), "last admin"),
+    ):
+        refused = configured("user", *wrong)
+        assert (refused.code, refused.out) == (1, "")
+        assert said in refused.err
+    holds = json.loads(configured("user", "reset", "ada@example.com", "--json").out)["link"]
+
+    async def check(p: Platform) -> None:
+        for path in ended:
+            assert (await Visitor(p.app).get(path)).status_code == 404
+        assert "ada@example.com" in (await Visitor(p.app).get(holds.removeprefix("http://127.0.0.1:8000"))).text
+        entries = await audited(p, "user.created", "user.link_created")
+        assert [entry[:2] for entry in entries] == [
+            ("user.created", "command line"),
+            ("user.link_created", "command line"),
+        ]
+
+    run(database_url, redis_url, check)
+    link("invite", "grace@example.com", "--name", "Grace")
+    assert "is disabled since" in configured("user", "disable", "grace@example.com").err
+    assert "grace@example.com" in configured("user", "list").out
+    [ada, grace] = json.loads(configured("user", "list", "--json").out)
+    assert (ada["role"], ada["disabled_at"], grace["role"], grace["name"]) == ("admin", None, "viewer", "Grace")
+    assert grace["disabled_at"] is not None

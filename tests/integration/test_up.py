@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
@@ -122,15 +123,19 @@ def test_two_platforms_side_by_side_and_none_twice_on_one_folder(data_dir: Path)
 
 def test_the_first_start_says_what_to_do_next_and_the_second_does_not(data_dir: Path) -> None:
     with Running("up", "--port", "0", "--data-dir", data_dir) as platform:
-        ready_url(platform)
+        url = ready_url(platform)
         platform.wait_for_error("org create")
+        [link] = re.findall(rf"{url}/set-up/[\w-]{{43}}", platform.errors)
+        assert "Set up Hookwright" in httpx.get(link).text
         hookwright("org", "create", "Acme", "--data-dir", data_dir)
+        hookwright("user", "invite", "ada@example.com", "--role", "admin", "--data-dir", data_dir)
         assert platform.stop() == 0
     with Running("up", "--port", "0", "--data-dir", data_dir) as platform:
         ready_url(platform)
         hookwright("check", "--data-dir", data_dir)  # by then it would have said it
         assert platform.stop() == 0
         assert "org create" not in platform.errors
+        assert "/set-up/" not in platform.errors
 
 
 def curl(url: str, key: str, body: object) -> Any:

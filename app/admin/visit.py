@@ -1,0 +1,169 @@
+"""One request for a page: who makes it, and how it is answered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.datastructures import FormData
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from app.admin import cookies, forms
+from app.admin.forms import Form
+from app.api import calls
+from app.services import Services
+from core import ids, sessions, timestamps, users
+from core.audit import Actor
+from core.errors import InvalidId, NotFound
+from core.models_access import Role, User, UserSession
+from core.sign_in import Browser, SignedIn
+
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parents[2] / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.filters["machine_time"] = timestamps.show
+TEMPLATES.filters["time"] = lambda moment: f"{moment:%Y-%m-%d %H:%M} UTC"
+TEMPLATES.globals["FORM_TOKEN"] = forms.TOKEN
+
+# What the head of every page leads to, and the least role that may go there.
+NAVIGATION = (("Start", "/", Role.VIEWER), ("Users", "/users", Role.ADMIN))
+
+
+@dataclass
+class Visit:
+    """What a handler knows of its request."""
+
+    request: Request
+    user: User | None = None
+    session: UserSession | None = None
+    form: Form = field(default_factory=lambda: Form(FormData()))
+    _new_visitor: str | None = None
+
+    @property
+    def services(self) -> Services:
+        services: Services = self.request.app.state.services
+        return services
+
+    @property
+    def public_url(self) -> str:
+        return self.services.settings.public_url
+
+    @cached_property
+    def request_id(self) -> str:
+        return calls.request_id_of(self.request)
+
+    async def find_session(self) -> None:
+        """Who is signed in, if anybody."""
+        token = self.session_token
+        if token is None:
+            return
+        async with self.services.database.session() as session:
+            found = await sessions.find(session, token)
+        if found is not None:
+            self.user, self.session = found
+
+    @property
+    def session_token(self) -> str | None:
+        return cookies.get(self.request, cookies.SESSION, self.public_url)
+
+    @property
+    def visitor(self) -> str | None:
+        """The cookie of somebody who need not be signed in."""
+        return cookies.get(self.request, cookies.VISITOR, self.public_url)
+
+    @property
+    def form_token(self) -> str:
+        """For the forms of the page that is shown."""
+        if self.user is not None and self.session_token is not None:
+            return forms.token_for(self.session_token)
+        if self._new_visitor is None and self.visitor is None:
+            self._new_visitor = cookies.new_value()
+        return forms.token_for(self._new_visitor or self.visitor or "")
+
+    @property
+    def me(self) -> User:
+        """Of a page that only somebody who has signed in gets to."""
+        assert self.user is not None  # noqa: S101 - the frame has seen to it
+        return self.user
+
+    @property
+    def here(self) -> UserSession:
+        """The session that the request came in; as `me`."""
+        assert self.session is not None  # noqa: S101
+        return self.session
+
+    @property
+    def browser(self) -> Browser:
+        return Browser(self._address, self.request.headers.get("user-agent"), self.request_id, self.session_token)
+
+    @property
+    def actor(self) -> Actor:
+        """Who does it, for the audit log."""
+        return self.browser.anybody if self.user is None else self.browser.actor(self.user)
+
+    @property
+    def _address(self) -> str | None:
+        return self.request.client.host if self.request.client is not None else None
+
+    @property
+    def navigation(self) -> list[dict[str, Any]]:
+        if self.user is None:
+            return []
+        path: str = self.request.scope["path"]
+        return [
+            {"label": label, "path": to, "is_here": path == to or (to != "/" and path.startswith(f"{to}/"))}
+            for label, to, role in NAVIGATION
+            if users.may(self.user.role, role)
+        ]
+
+    def path_id(self, prefix: str, name: str = "id") -> UUID:
+        """The id in the path. One that can't be an id is not found."""
+        try:
+            return ids.parse(prefix, self.request.path_params[name])
+        except InvalidId:
+            raise NotFound from None
+
+    def render(self, template: str, status: int = 200, **context: Any) -> Response:
+        """A page. Templates know the visit as `visit`, and `errors` by field: empty unless given."""
+        text = TEMPLATES.get_template(template).render({"visit": self, "errors": {}, **context})
+        return HTMLResponse(text, status)
+
+    def redirect(self, path: str) -> Response:
+        """To a page of ours; after a form, so that a reload does not send it again (RFC 9110, section 15.4.4)."""
+        return RedirectResponse(path, 303)
+
+    def signed_in(self, done: SignedIn, path: str) -> Response:
+        """On to `path`, with the cookie of the new session."""
+        response = self.redirect(path)
+        cookies.put(response, cookies.SESSION, done.token, self.public_url)
+        cookies.drop(response, cookies.VISITOR, self.public_url)
+        return response
+
+    def finish(self, response: Response) -> Response:
+        """What every page's answer carries."""
+        response.headers["X-Request-ID"] = self.request_id
+        response.headers["Cache-Control"] = "no-store"  # pages show what only their reader may see
+        if self._new_visitor is not None:
+            cookies.put(response, cookies.VISITOR, self._new_visitor, self.public_url)
+        return response
+
+
+def local_path(given: str) -> str:
+    """Where to go after signing in: `given` if it is a path of ours, else the start page.
+
+    Browsers read `\\` as `/`, drop tabs and line feeds, and take `//host` for another host.
+    """
+    if not given.startswith("/") or given.startswith("//") or "\\" in given or not given.isprintable():
+        return "/"
+    parts = urlsplit(given)
+    return given if not parts.scheme and not parts.netloc else "/"
