@@ -11,6 +11,7 @@ from app.api import (
     deliveries,
     event_types,
     events,
+    openapi,
     organizations,
     performance,
     replays,
@@ -128,8 +129,9 @@ API: dict[str, dict[str, Action]] = {
 }
 
 
-# For anybody: these say whether the process is well, and what to do first. They show nothing of anybody's.
-PUBLIC: list[BaseRoute] = [*health.routes(), *pages.routes()]
+# For anybody: these say whether the process is well, what to do first, and what the API is. They show nothing of
+# anybody's.
+PUBLIC: list[BaseRoute] = [*health.routes(), *pages.routes(), *openapi.routes(API)]
 
 
 def routes() -> list[BaseRoute]:

@@ -12,6 +12,7 @@ from sqlmodel import col, select
 from app.api import body, inputs, lists, views
 from app.api import deliveries as delivery_api
 from app.api.calls import Call, repeated
+from app.api.fields import MAX_BATCH, MAX_EXTERNAL_ID_CHARS
 from app.api.inputs import BatchIn, EventIn
 from app.api.replies import Reply
 from core import events, ids, selection
@@ -21,9 +22,6 @@ from core.events import Accepted, NewEvent
 from core.models import Event, EventKey
 from core.patterns import validate_event_type
 from core.subscriptions import check_label, check_metadata
-
-MAX_BATCH = 1_000
-MAX_EXTERNAL_ID_CHARS = 255
 
 
 async def create(call: Call) -> Reply:

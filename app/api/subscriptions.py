@@ -14,7 +14,7 @@ from app.api import breakers, lists, views
 from app.api import deliveries as delivery_api
 from app.api import events as event_api
 from app.api.calls import Call, repeated
-from app.api.inputs import Nothing, ResumeIn, RotateIn, SubscriptionIn, SubscriptionPatch, TestIn
+from app.api.inputs import RESETTABLE, Nothing, ResumeIn, RotateIn, SubscriptionIn, SubscriptionPatch, TestIn
 from app.api.replies import Reply
 from core import audit, catch_up, events, idempotency, ids, settling, signing, subscriptions
 from core.acceptance import Request
@@ -24,8 +24,6 @@ from core.events import Accepted
 from core.idempotency import FirstAnswer
 from core.models import Subscription, SubscriptionStatus
 from core.patterns import validate_event_type
-
-RESETTABLE = {"filters", "retry_policy", "headers", "limits", "circuit_breaker", "branch_id"}  # by null
 
 
 def _shown(call: Call, subscription: Subscription) -> dict[str, Any]:
