@@ -169,6 +169,7 @@ def _parameter(name: str, where: str, schema: Schema, description: str = "", **m
     return {"name": name, "in": where, "schema": schema, "description": description, **more}
 
 
+_VERSION = r'^(\*|(W/)?"version-[0-9]{1,9}")$'
 PARAMETERS: Schema = {
     one["name"]: one
     for one in (
@@ -186,21 +187,23 @@ PARAMETERS: Schema = {
             fields.text(1, MAX_KEY_CHARS, pattern="^[ -~]+$"),
             "Kept for 24 hours; a repeat is answered 200 with the first result",
         ),
-        _parameter("If-Match", "header", {**_STRING, "examples": ['"version-5"']}, "The version that is changed, or *"),
+        _parameter(
+            "If-Match",
+            "header",
+            {**_STRING, "pattern": _VERSION, "examples": ['"version-5"']},
+            "The version that is changed, or *",
+        ),
         _parameter(
             "limit", "query", fields.whole(1, lists.MAX_LIMIT), f"Rows a page, {lists.DEFAULT_LIMIT} by default"
         ),
-        _parameter("after_key", "query", _STRING, "The nextCursor of the page before; with limit"),
+        _parameter(
+            "after_key",
+            "query",
+            {**_STRING, "pattern": "^[A-Za-z0-9_-]{22}$"},
+            "The nextCursor of the page before; with limit",
+        ),
         _parameter("page", "query", fields.whole(1, lists.MAX_COUNTED), "Instead of after_key, with pageSize"),
         _parameter("pageSize", "query", fields.whole(1, lists.MAX_LIMIT)),
         _parameter("sort", "query", {"type": "string", "enum": ["-created_at", "created_at"]}),
-        _parameter(
-            "fields",
-            "query",
-            {"type": "array", "items": _STRING},
-            "Names of fields to show, separated by commas",
-            style="form",
-            explode=False,
-        ),
     )
 }

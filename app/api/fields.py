@@ -60,11 +60,17 @@ def _numbers(fields: Mapping[str, Bounds]) -> Schema:
     )
 
 
-def words(known: Sequence[str] | type[State] | type[ErrorKind]) -> Schema:
-    """One, or several as a list or separated by commas."""
-    one: Schema = {"type": "string", "examples": [str(next(iter(known)))]}
-    every = {"type": "array", "minItems": 1, "items": {"type": "string", "enum": [str(word) for word in known]}}
-    return {"anyOf": [one, every], "description": f"One or several of: {', '.join(known)}"}
+def commas(known: Sequence[str]) -> Schema:
+    """One or several words, separated by commas."""
+    one = f"({'|'.join(known)})"
+    return {"type": "string", "pattern": f"^{one}(,{one})*$", "examples": [",".join(known[:2])]}
+
+
+def _words(known: Sequence[str]) -> Schema:
+    """The same, or as a list."""
+    return {
+        "anyOf": [commas(known), {"type": "array", "minItems": 1, "items": {"type": "string", "enum": list(known)}}]
+    }
 
 
 TIME: Schema = {"type": "string", "format": "date-time", "examples": ["2026-01-28T10:15:00Z"]}
@@ -115,10 +121,10 @@ SCOPES: Schema = {
 }
 # Of deliveries, as their list takes them in the query and a replay in its body.
 SELECTION: Mapping[str, Schema] = {
-    "status": words(State),
-    "error": words(ErrorKind),
-    "reason": words(REASONS),
-    "status_code": {"anyOf": [{"type": "integer"}, {"type": "string"}], "description": "Three digits"},
+    "status": _words([str(one) for one in State]),
+    "error": _words([str(one) for one in ErrorKind]),
+    "reason": _words(REASONS),
+    "status_code": {"anyOf": [whole(100, 999), {"type": "string", "pattern": "^[0-9]{3}$"}]},
     "subscription_id": id_of(ids.SUBSCRIPTION),
     "event_id": id_of(ids.EVENT),
     "event_type": {"type": "string", "maxLength": 256},

@@ -130,13 +130,21 @@ def _parameters(path: str, method: str, action: Action, said: Operation) -> Iter
     if said.versioned and _acts_on_one(path, method):
         shared.append("If-Match")
     if action.lists:
-        shared += ["limit", "after_key", "page", "pageSize", "sort", "fields"]
+        shared += ["limit", "after_key", "page", "pageSize", "sort"]
     yield from ({"$ref": f"#/components/parameters/{name}"} for name in shared)
     for name, schema in said.filters.items():
         yield {"name": f"filters[{name}]", "in": "query", "schema": schema}
+    if action.lists:
+        names = [info.alias or name for model in said.models for name, info in model.model_fields.items()]
+        yield _separated("fields", names, "Names of fields to show")
     if said.includes:
-        words = {"type": "array", "items": {"type": "string", "enum": list(said.includes)}}
-        yield {"name": "include", "in": "query", "style": "form", "explode": False, "schema": words}
+        yield _separated("include", said.includes, "What else to show")
+
+
+def _separated(name: str, words: Sequence[str], description: str) -> Schema:
+    schema = {"type": "array", "items": {"type": "string", "enum": list(words)}}
+    said = f"{description}, separated by commas"
+    return {"name": name, "in": "query", "style": "form", "explode": False, "schema": schema, "description": said}
 
 
 def _acts_on_one(path: str, method: str) -> bool:

@@ -12,7 +12,10 @@ from app.api import answers, fields, inputs
 from app.api.answers import Answer
 from app.api.fields import Schema
 from app.api.inputs import Input
+from core.failures import ErrorKind
 from core.models import ReplayStatus, SubscriptionStatus
+from core.selection import REASONS
+from core.states import State
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +43,14 @@ _OF_EVENTS = {
     **dict.fromkeys(("branch_id", "event_type", "external_id"), _TEXT),
     **dict.fromkeys(("created_after", "created_before"), fields.TIME),
 }
-# In a query several values are separated by commas, so that no schema here is of a list.
-_OF_DELIVERIES = {
-    name: {key: value for key, value in schema.items() if key == "description"} | _TEXT if "anyOf" in schema else schema
-    for name, schema in fields.SELECTION.items()
+# In a query several values are separated by commas.
+_OF_DELIVERIES: Mapping[str, Schema] = {
+    **fields.SELECTION,
+    "status": fields.commas([str(one) for one in State]),
+    "error": fields.commas([str(one) for one in ErrorKind]),
+    "reason": fields.commas(REASONS),
+    "status_code": _TEXT | {"pattern": "^[0-9]{3}$"},
+    "ids": _TEXT | {"description": fields.SELECTION["ids"]["description"]},
 }
 _OF_SUBSCRIPTIONS: Mapping[str, Schema] = {"status": _TEXT | {"enum": [str(one) for one in SubscriptionStatus]}}
 _OF_REPLAYS: Mapping[str, Schema] = {"status": _TEXT | {"enum": [str(one) for one in ReplayStatus]}}
