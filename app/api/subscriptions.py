@@ -69,10 +69,7 @@ async def create(call: Call) -> Reply:
 
 async def index(call: Call) -> Reply:
     query = lists.parse(call.request)
-    conditions = [
-        col(Subscription.organization_id) == call.organization_id,
-        col(Subscription.status) != SubscriptionStatus.DELETED,
-    ]
+    conditions = [col(Subscription.organization_id) == call.organization_id, subscriptions.KEPT]
     for name, value in query.filters.items():
         if name != "status" or value not in set(SubscriptionStatus):
             known = ", ".join(SubscriptionStatus)
