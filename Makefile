@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 RUN := .venv/bin/python -m
+CODE := app core worker cli migrations bench
 export PYTHON
 
 # make run PORT=9001 DATA_DIR="another folder" WORKERS=2
@@ -23,10 +24,11 @@ demo: setup ## start everything and watch a webhook being delivered (PORT=, DATA
 run: setup ## start the platform with its own PostgreSQL and Valkey, data in var/ (PORT=, DATA_DIR=, WORKERS=)
 	@$(RUN) cli up$(OPTIONS)$(if $(WORKERS), --workers $(call quoted,$(WORKERS)))
 
-lint: setup ## style, types and the rule on imports
+lint: setup ## style, types, faults of security and the rule on imports
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+	$(RUN) bandit --quiet --configfile pyproject.toml --recursive $(CODE)
 	@# import-linter can't be run with -m
 	.venv/bin/python -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
 

@@ -31,6 +31,11 @@ NOT_ALWAYS: Any = None  # a field with this default is absent at times
 class Answer(BaseModel):
     """A resource, or what else `data` is in a success."""
 
+    @classmethod
+    def names(cls) -> list[str]:
+        """Of its fields, as they are shown."""
+        return [info.alias or name for name, info in cls.model_fields.items()]
+
 
 class Accepted(Answer):
     event_id: EventId

@@ -6,7 +6,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.api import lists, views
+from app.api import answers, lists, views
 from app.api.calls import Call
 from app.api.inputs import EventTypeIn, EventTypePatch
 from app.api.replies import Reply
@@ -41,7 +41,7 @@ async def create(call: Call) -> Reply:
 
 
 async def index(call: Call) -> Reply:
-    query = lists.parse(call.request)
+    query = lists.parse(call.request, answers.EventType)
     if query.filters:
         raise ValidationFailed.of("filters", "This list has no filters")
     async with call.transaction() as session:

@@ -135,7 +135,7 @@ def _parameters(path: str, method: str, action: Action, said: Operation) -> Iter
     for name, schema in said.filters.items():
         yield {"name": f"filters[{name}]", "in": "query", "schema": schema}
     if action.lists:
-        names = [info.alias or name for model in said.models for name, info in model.model_fields.items()]
+        names = [name for model in said.models for name in model.names()]
         yield _separated("fields", names, "Names of fields to show")
     if said.includes:
         yield _separated("include", said.includes, "What else to show")

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.api import breakers, lists, views
+from app.api import answers, breakers, lists, views
 from app.api import deliveries as delivery_api
 from app.api import events as event_api
 from app.api.calls import Call, repeated
@@ -68,7 +68,7 @@ async def create(call: Call) -> Reply:
 
 
 async def index(call: Call) -> Reply:
-    query = lists.parse(call.request)
+    query = lists.parse(call.request, answers.Subscription)
     conditions = [col(Subscription.organization_id) == call.organization_id, subscriptions.KEPT]
     for name, value in query.filters.items():
         if name != "status" or value not in set(SubscriptionStatus):

@@ -231,7 +231,7 @@ def _counts(one: Finish) -> bool:
 
 def _item_result(one: Finish) -> ItemResult:
     outcome = {State.DELIVERED: ItemOutcome.SUCCEEDED, State.DISCARDED: ItemOutcome.SKIPPED}
-    assert one.claimed.replay_id is not None  # noqa: S101 - for the type checker; _counts has looked
+    assert one.claimed.replay_id is not None  # nosec B101 # noqa: S101 - for the type checker; _counts has looked
     return ItemResult(one.claimed.replay_id, one.claimed.id, outcome.get(one.verdict.state, ItemOutcome.FAILED))
 
 
