@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 
+from core.filters import MAX_CHARACTERS, MAX_ELEMENTS
 from core.quotas import MAX_API_KEYS, MAX_EVENT_TYPES
+from core.settings import Settings
 from tests.api import (
     JSON,
     SUBSCRIPTIONS,
@@ -62,43 +66,71 @@ MOST: dict[str, tuple[str, Body, int]] = {
     "bytes of an event's metadata": ("/v1/events", lambda n: event(metadata=bytes_of_json(n)), 4096),
     "events of a batch": ("/v1/events/batch", lambda n: {"events": [event()] * n}, 1000),
     "characters of a URL": (SUBSCRIPTIONS, lambda n: subscription(url=URL + "x" * (n - len(URL))), 2048),
-    "patterns": (SUBSCRIPTIONS, lambda n: subscription(events=[f"never.{one}" for one in range(n)]), 100),
+    "patterns of a subscription": (
+        SUBSCRIPTIONS,
+        lambda n: subscription(events=[f"never.{one}" for one in range(n)]),
+        100,
+    ),
     "characters of a pattern": (SUBSCRIPTIONS, lambda n: subscription(events=["a" * n]), 128),
-    "headers": (SUBSCRIPTIONS, lambda n: subscription(headers={f"X-{one}": "a" for one in range(n)}), 20),
-    "bytes of a header": (SUBSCRIPTIONS, lambda n: subscription(headers={"X-A": "a" * n}), 4096),
-    "bytes of headers": (SUBSCRIPTIONS, lambda n: subscription(headers={"X": "a" * 4000, "Y": "a" * (n - 4002)}), 6144),
-    "characters of a description": (SUBSCRIPTIONS, lambda n: subscription(description="a" * n), 1000),
+    "headers of a subscription": (
+        SUBSCRIPTIONS,
+        lambda n: subscription(headers={f"X-{one}": "a" for one in range(n)}),
+        20,
+    ),
+    "bytes of a header's value": (SUBSCRIPTIONS, lambda n: subscription(headers={"X-A": "a" * n}), 4096),
+    "bytes of all headers together": (
+        SUBSCRIPTIONS,
+        lambda n: subscription(headers={"X": "a" * 4000, "Y": "a" * (n - 4002)}),
+        6144,
+    ),
+    "characters of a subscription's description": (SUBSCRIPTIONS, lambda n: subscription(description="a" * n), 1000),
     "bytes of a subscription's metadata": (SUBSCRIPTIONS, lambda n: subscription(metadata=bytes_of_json(n)), 4096),
-    "delays": (SUBSCRIPTIONS, lambda n: subscription(retry_policy={"schedule": [1] * n}), 99),
-    "attempts": (SUBSCRIPTIONS, lambda n: subscription(retry_policy={"max_attempts": n}), 100),
+    "delays of a retry schedule": (SUBSCRIPTIONS, lambda n: subscription(retry_policy={"schedule": [1] * n}), 99),
+    "attempts of a retry policy": (SUBSCRIPTIONS, lambda n: subscription(retry_policy={"max_attempts": n}), 100),
     "milliseconds of a timeout": (SUBSCRIPTIONS, lambda n: subscription(timeout_ms=n), 30_000),
-    "requests in flight": (SUBSCRIPTIONS, lambda n: subscription(limits={"max_in_flight": n}), 1000),
+    "requests in flight to a receiver": (SUBSCRIPTIONS, lambda n: subscription(limits={"max_in_flight": n}), 1000),
     "bytes of a secret": (SUBSCRIPTIONS, lambda n: subscription(authentication={"secret": "a" * n}), 64),
     "levels of a filter": (SUBSCRIPTIONS, lambda n: filtered(nested(n)), 5),
-    "conditions": (SUBSCRIPTIONS, lambda n: filtered({f"f{one}": 1 for one in range(n)}), 100),
+    "conditions of a filter": (SUBSCRIPTIONS, lambda n: filtered({f"f{one}": 1 for one in range(n)}), 100),
     "bytes of a filter": (SUBSCRIPTIONS, lambda n: filtered(filter_of_bytes(n)), 16_384),
-    "values in a filter": (SUBSCRIPTIONS, lambda n: filtered({"a": list(range(n))}), 200),
-    "characters in a filter": (SUBSCRIPTIONS, lambda n: filtered({"a": "x" * n}), 1024),
-    "characters of a path": (SUBSCRIPTIONS, lambda n: filtered({"x" * n: 1}), 256),
-    "segments of a path": (SUBSCRIPTIONS, lambda n: filtered({".".join(["a"] * n): 1}), 16),
-    "deliveries by id": ("/v1/replays", lambda n: {"filters": {"ids": ["dlv_" + "0" * 26] * n}}, 1000),
-    "rate of a replay": ("/v1/replays", lambda n: {"rate_per_second": n}, 10_000),
-    "characters of a description in the catalogue": (
+    "values of an array in a filter": (SUBSCRIPTIONS, lambda n: filtered({"a": list(range(n))}), 200),
+    "characters of a text in a filter": (SUBSCRIPTIONS, lambda n: filtered({"a": "x" * n}), 1024),
+    "characters of a path in a filter": (SUBSCRIPTIONS, lambda n: filtered({"x" * n: 1}), 256),
+    "segments of a path in a filter": (SUBSCRIPTIONS, lambda n: filtered({".".join(["a"] * n): 1}), 16),
+    "deliveries chosen by id": ("/v1/replays", lambda n: {"filters": {"ids": ["dlv_" + "0" * 26] * n}}, 1000),
+    "deliveries a second of a replay": ("/v1/replays", lambda n: {"rate_per_second": n}, 10_000),
+    "characters of an event type's description": (
         "/v1/event-types",
         lambda n: {"name": "c", "description": "a" * n},
         1000,
     ),
-    "bytes of a schema": ("/v1/event-types", lambda n: {"name": "s", "schema": bytes_of_json(n)}, 4096),
+    "bytes of an event type's schema or example": (
+        "/v1/event-types",
+        lambda n: {"name": "s", "schema": bytes_of_json(n)},
+        4096,
+    ),
     "characters of an organization's name": ("/v1/organizations", lambda n: {"name": "a" * n}, 200),
     "characters of a key's name": ("/v1/api-keys", lambda n: {"name": "a" * n}, 200),
 }
+TEXT = (Path(__file__).parents[2] / "docs/api.md").read_text("utf-8")
 LEAST: dict[str, tuple[str, Body, int]] = {
     "milliseconds of a timeout": (SUBSCRIPTIONS, lambda n: subscription(timeout_ms=n), 1000),
     "bytes of a secret": (SUBSCRIPTIONS, lambda n: subscription(authentication={"secret": "a" * n}), 24),
-    "patterns": (SUBSCRIPTIONS, lambda n: subscription(events=["a"] * n), 1),
+    "patterns of a subscription": (SUBSCRIPTIONS, lambda n: subscription(events=["a"] * n), 1),
     "events of a batch": ("/v1/events/batch", lambda n: {"events": [event()] * n}, 1),
-    "rate of a replay": ("/v1/replays", lambda n: {"rate_per_second": n}, 1),
+    "deliveries a second of a replay": ("/v1/replays", lambda n: {"rate_per_second": n}, 1),
 }
+
+
+def test_every_bound_is_documented() -> None:
+    table = TEXT.partition("## Bounds\n")[2]
+    rows = {name: int(most.replace(",", "")) for name, most in re.findall(r"^\| (.+) \| ([0-9,]+) \|$", table, re.M)}
+    assert rows == {name: bound for name, (_, _, bound) in MOST.items()}
+    assert f"{MAX_API_KEYS:,} API keys" in table
+    assert f"{MAX_EVENT_TYPES:,} event types" in table
+    assert f"{Settings.model_fields['max_subscriptions'].default:,} subscriptions" in table
+    for bound in (MAX_ELEMENTS, MAX_CHARACTERS):
+        assert f"{bound:,}" in TEXT
 
 
 def test_bodies_hold_the_most_that_is_promised_and_no_more(database_url: str, redis_url: str) -> None:
