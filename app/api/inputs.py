@@ -42,6 +42,14 @@ Model = TypeVar("Model", bound=Input)
 
 
 class EventIn(Input):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"event_type": "inventory.quantity.updated", "data": {"product_id": "p1", "current_quantity": 95}}
+            ]
+        }
+    )
+
     event_type: fields.EventType
     data: dict[str, Any]
     event_id: fields.ExternalId | None = None
@@ -72,7 +80,19 @@ class AuthenticationIn(Input):
 
 class SubscriptionIn(Input):
     # Core says that url and events are required, together with what else is wrong.
-    model_config = ConfigDict(json_schema_extra={"required": ["url", "events"]})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "required": ["url", "events"],
+            "examples": [
+                {
+                    "url": "https://ecommerce.example.com/webhooks/inventory",
+                    "events": ["inventory.quantity.updated", "inventory.product.*"],
+                    "filters": {"location_types": ["retail", "warehouse"], "total": {"$gte": 100}},
+                    "retry_policy": {"max_attempts": 5, "backoff_strategy": "exponential"},
+                }
+            ],
+        }
+    )
 
     url: fields.Url | None = None
     events: fields.Patterns | None = None
@@ -124,6 +144,8 @@ class SubscriptionPatch(Input):
 
 
 class RotateIn(Input):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"grace_period_s": 86_400}]})
+
     grace_period_s: fields.Grace = 86_400
     secret: fields.Secret | None = None
 
@@ -141,6 +163,10 @@ class ResumeIn(Input):
 
 
 class ReplayIn(Input):
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"filters": {"status": "dead"}, "rate_per_second": 50, "dry_run": True}]}
+    )
+
     filters: fields.Selection = Field(default_factory=dict)
     rate_per_second: fields.Rate = 50
     dry_run: bool = False
@@ -156,6 +182,10 @@ class ApiKeyIn(Input):
 
 
 class EventTypeIn(Input):
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"name": "order.paid", "description": "An order was paid", "schema": {}}]}
+    )
+
     name: fields.EventType
     description: Text = ""
     schema_: fields.Metadata | None = Field(default=None, alias="schema")
