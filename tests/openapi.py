@@ -37,11 +37,14 @@ class Answers:
             return
         chosen = "fields" in response.request.url.params
         said = f"{method} {response.request.url}: {response.status_code} {response.text[:1000]}"
-        validator = _validator(path, method, response.status_code, chosen)
+        media_type, validator = _expected(path, method, response.status_code, chosen)
         assert validator is not None, f"This status is not documented: {said}"
-        faults = [f"{error.message[:300]} at {error.instance_path}" for error in validator.iter_errors(response.json())]
-        assert not faults, f"{faults}: {said}"
-        assert response.headers["content-type"] == "application/json"
+        assert response.headers["content-type"] == media_type
+        for text in response.text.splitlines() if media_type.endswith("ndjson") else [response.text]:
+            faults = [
+                f"{error.message[:300]} at {error.instance_path}" for error in validator.iter_errors(json.loads(text))
+            ]
+            assert not faults, f"{faults}: {said}"
         self.seen.setdefault((path, method), set()).add(response.status_code)
 
 
@@ -52,15 +55,16 @@ def path_of(url: str) -> str | None:
 
 
 @cache
-def _validator(path: str, method: str, status: int, chosen: bool) -> Any:
+def _expected(path: str, method: str, status: int, chosen: bool) -> tuple[str, Any]:
     response = OPERATIONS[path, method]["responses"].get(str(status))
     if response is None:
-        return None
+        return "", None
     if "$ref" in response:
         response = DOCUMENT["components"]["responses"][response["$ref"].rpartition("/")[2]]
-    schema = response["content"]["application/json"]["schema"]
+    [(media_type, content)] = response["content"].items()
+    schema = content.get("x-line", content["schema"])
     whole = {"$schema": "https://json-schema.org/draft/2020-12/schema", "allOf": [schema], "components": _PARTS}
-    return jsonschema_rs.validator_for(_closed(whole, chosen))
+    return media_type, jsonschema_rs.validator_for(_closed(whole, chosen))
 
 
 _PARTS = {"schemas": DOCUMENT["components"]["schemas"]}

@@ -24,6 +24,7 @@ OrganizationId = Annotated[str, WithJsonSchema(fields.id_of(ids.ORGANIZATION))]
 ReplayId = Annotated[str, WithJsonSchema(fields.id_of(ids.REPLAY))]
 KeyId = Annotated[str, WithJsonSchema(fields.id_of(ids.API_KEY))]
 SecretId = Annotated[str, WithJsonSchema(fields.id_of(ids.SECRET))]
+AuditEntryId = Annotated[str, WithJsonSchema(fields.id_of(ids.AUDIT_ENTRY))]
 Object = dict[str, Any]
 NOT_ALWAYS: Any = None  # a field with this default is absent at times
 
@@ -311,6 +312,20 @@ class ApiKey(Answer):
     created_at: Time
     last_used_at: Time | None
     revoked_at: Time | None
+
+
+class AuditEntry(Answer):
+    id: AuditEntryId
+    at: Time
+    organization_id: OrganizationId | None
+    actor: str
+    actor_name: str
+    action: str
+    resource: str
+    before: Object | None
+    after: Object | None
+    address: str | None
+    request_id: str | None
 
 
 class ApiKeyCreated(ApiKey):

@@ -215,5 +215,9 @@ def answer(query: ListQuery, page: Page, items: Sequence[dict[str, Any]]) -> Rep
     }
     if len(page.rows) < query.limit and page.edge is not None:
         pagination["searchedTo"] = timestamps.show(ids.time_of(page.edge))
-    chosen = [{name: item[name] for name in query.fields} for item in items] if query.fields else list(items)
-    return Reply(chosen, meta={"pagination": pagination})
+    return Reply([choose_fields(item, query.fields) for item in items], meta={"pagination": pagination})
+
+
+def choose_fields(item: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    """Only the named fields, which `parse` has looked at."""
+    return {name: item[name] for name in fields} if fields else item

@@ -121,7 +121,7 @@ def _parameters(path: str, method: str, action: Action, said: Operation) -> Iter
         schema = fields.EVENT_TYPE if name == "name" else fields.id_of(_IDS[before])
         yield {"name": name, "in": "path", "required": True, "schema": schema}
     shared = ["X-Request-ID"]
-    if action.tenant:
+    if action.tenant or said.names_organization:
         shared.append("X-Organization-ID")
     if said.labels:
         shared.append("X-Branch-ID")
@@ -130,7 +130,7 @@ def _parameters(path: str, method: str, action: Action, said: Operation) -> Iter
     if said.versioned and _acts_on_one(path, method):
         shared.append("If-Match")
     if action.lists:
-        shared += ["limit", "after_key", "page", "pageSize", "sort"]
+        shared += ["sort"] if said.lines else ["limit", "after_key", "page", "pageSize", "sort"]
     yield from ({"$ref": f"#/components/parameters/{name}"} for name in shared)
     for name, schema in said.filters.items():
         yield {"name": f"filters[{name}]", "in": "query", "schema": schema}
@@ -179,10 +179,15 @@ def _success(method: str, action: Action, said: Operation, status: int) -> Schem
     headers = ["X-Request-ID", *RATE]
     if said.versioned:
         headers.append("ETag")
+    shown = {name: {"$ref": f"#/components/headers/{name}"} for name in headers}
+    if said.lines:
+        # OpenAPI 3.1 has no word for the schema of a line.
+        content = {"application/x-ndjson": {"schema": {"type": "string"}, "x-line": data["items"]}}
+        return {"description": "A line each", "headers": shown, "content": content}
     repeated = method == "POST" and status == 200 != said.status
     return {
         "description": "A repeat of an earlier request: its first result" if repeated else "Success",
-        "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in headers},
+        "headers": shown,
         "content": {
             "application/json": {
                 "schema": {

@@ -32,6 +32,8 @@ class Operation:
     labels: bool = False
     filters: Mapping[str, Schema] = field(default_factory=dict)
     includes: tuple[str, ...] = ()
+    lines: bool = False  # it answers JSON lines as long as there are any, outside the envelope
+    names_organization: bool = False  # it takes X-Organization-ID without needing one
 
     @property
     def models(self) -> tuple[type[Answer], ...]:
@@ -53,6 +55,10 @@ _OF_DELIVERIES: Mapping[str, Schema] = {
     "ids": _TEXT | {"description": fields.SELECTION["ids"]["description"]},
 }
 _OF_SUBSCRIPTIONS: Mapping[str, Schema] = {"status": _TEXT | {"enum": [str(one) for one in SubscriptionStatus]}}
+_OF_AUDIT_LOG: Mapping[str, Schema] = {
+    **dict.fromkeys(("actor", "action", "resource"), _TEXT),
+    **dict.fromkeys(("created_after", "created_before"), fields.TIME),
+}
 _OF_REPLAYS: Mapping[str, Schema] = {"status": _TEXT | {"enum": [str(one) for one in ReplayStatus]}}
 
 
@@ -188,6 +194,18 @@ OPERATIONS: Mapping[str, Mapping[str, Operation]] = {
             "makes a key for the organization named in the header", answers.ApiKeyCreated, inputs.ApiKeyIn, 201
         ),
         "GET": Operation("lists its keys, never the keys themselves", answers.ApiKey),
+    },
+    "/v1/audit-log": {
+        "GET": Operation("lists who did what", answers.AuditEntry, filters=_OF_AUDIT_LOG, names_organization=True)
+    },
+    "/v1/audit-log/export": {
+        "GET": Operation(
+            "the same as a whole, in JSON lines",
+            answers.AuditEntry,
+            filters=_OF_AUDIT_LOG,
+            lines=True,
+            names_organization=True,
+        )
     },
     "/v1/api-keys/{id}": {"DELETE": Operation("revokes a key, at once and everywhere", answers.ApiKey)},
 }
