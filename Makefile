@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 RUN := .venv/bin/python -m
+CODE := app core worker cli migrations bench .ci/audit
 export PYTHON
 
 # make run PORT=9001 DATA_DIR="another folder" WORKERS=2
@@ -9,7 +10,7 @@ quoted = '$(subst ','\'',$(1))'
 OPTIONS = $(if $(PORT), --port $(call quoted,$(PORT)))$(if $(DATA_DIR), --data-dir $(call quoted,$(DATA_DIR)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test lint bench soak constraints clean
+.PHONY: help setup demo run test lint fuzz audit bench soak constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -23,16 +24,23 @@ demo: setup ## start everything and watch a webhook being delivered (PORT=, DATA
 run: setup ## start the platform with its own PostgreSQL and Valkey, data in var/ (PORT=, DATA_DIR=, WORKERS=)
 	@$(RUN) cli up$(OPTIONS)$(if $(WORKERS), --workers $(call quoted,$(WORKERS)))
 
-lint: setup ## style, types and the rule on imports
+lint: setup ## style, types, faults of security and the rule on imports
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+	$(RUN) bandit --quiet --configfile pyproject.toml --recursive $(CODE)
 	@# import-linter can't be run with -m
 	.venv/bin/python -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
 
 test: lint ## lint and all tests
 	@# two at a time: most of the tests wait rather than compute; a file's tests share their services
 	$(RUN) pytest -n 2 --dist loadfile
+
+fuzz: setup ## a long run of strange requests by the OpenAPI document; of each kind for each operation (EXAMPLES=300)
+	@$(RUN) tests.fuzz$(if $(EXAMPLES), $(call quoted,$(EXAMPLES)))
+
+audit: setup ## is a dependency known to be vulnerable? Error 3: that could not be found out; see docs/dependencies.md
+	@.venv/bin/python .ci/audit
 
 bench: setup ## measure load and latency on this machine
 	@$(RUN) bench

@@ -84,10 +84,11 @@ async def _services(settings: Settings) -> AsyncIterator[Services]:
     sender = Hints(redis)
     acceptance = Acceptance(database, sender.send, sealer)
     policy = EgressPolicy(allow=settings.egress_allow, deny=settings.egress_deny, allow_http=settings.egress_allow_http)
+    rules = Rules(policy, sealer, settings.max_subscriptions)
     oidc = _provider(settings)
     acceptance.start()
     try:
-        yield Services(settings, database, redis, sender, acceptance, Rules(policy, sealer), Breakers(redis), oidc)
+        yield Services(settings, database, redis, sender, acceptance, rules, Breakers(redis), oidc)
     finally:
         await acceptance.close()
         await sender.close()

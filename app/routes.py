@@ -16,6 +16,7 @@ from app.api import (
     deliveries,
     event_types,
     events,
+    openapi,
     organizations,
     performance,
     replays,
@@ -168,9 +169,11 @@ PAGES: dict[str, dict[str, Page]] = {
     "/users/{id}/reset": {"POST": Page(users.reset, role=Role.ADMIN)},
 }
 
-# For anybody: whether the process is well, and what pages are drawn with. They show nothing of anybody's.
+# For anybody: whether the process is well, what the API is, and what pages are drawn with. They show nothing of
+# anybody's.
 PUBLIC: list[BaseRoute] = [
     *health.routes(),
+    *openapi.routes(API),
     Mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static"),
 ]
 

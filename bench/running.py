@@ -28,7 +28,7 @@ def finish(name: str, work: Coroutine[Any, Any, int]) -> int:
 
 async def _until_signalled(work: Coroutine[Any, Any, int]) -> int:
     task = asyncio.current_task()
-    assert task is not None
+    assert task is not None  # nosec B101 # the benchmark is wrong otherwise, and must not go on
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(signum, task.cancel)
     return await work

@@ -38,7 +38,7 @@ async def measure(platform: Platform, made: History, repeats: int, plans: Path |
                 started = time.perf_counter()
                 answer = await ask(client, case, headers)
                 taken.append((time.perf_counter() - started) * 1000)
-            assert answer is not None
+            assert answer is not None  # nosec B101 # the benchmark is wrong otherwise, and must not go on
             # Of web and PostgreSQL: what it takes where nobody else uses the processor.
             used = platform.cpu_s()
             cpu_ms = sum(used[part] - before[part] for part in ("web", "postgres")) / repeats * 1000

@@ -59,7 +59,7 @@ class Process:
         account = command.account
         output = STDERR if command.log is None else open_log(command.log)
         try:
-            popen = subprocess.Popen(  # noqa: S603 - the argv is ours, and no shell reads it
+            popen = subprocess.Popen(  # nosec B603 # noqa: S603 - the argv is ours, and no shell reads it
                 command.argv,
                 env=None if command.env is None else dict(command.env),
                 stdin=subprocess.DEVNULL,

@@ -17,6 +17,7 @@ from core import ids
 from core.errors import AuthenticationFailed, NotFound, ValidationFailed, quoted
 from core.models import ApiKey
 from core.organizations import check_name
+from core.quotas import MAX_API_KEYS, check_room
 from core.sealing import Sealer
 
 MARK = "sk_live_"
@@ -72,16 +73,21 @@ async def create(
     scopes: Sequence[str] | None = None,
 ) -> tuple[ApiKey, str]:
     """Makes a key, with every scope it can have unless some are chosen. Returns its record and the key itself, which
-    can't be shown again. Raises `ValidationFailed`."""
+    can't be shown again. Raises `ValidationFailed`, and `Conflict` when the organization has as many as it may."""
     platform = organization_id is None
     every = ALL_SCOPES if platform else ORGANIZATION_SCOPES
     chosen = check_scopes(every if scopes is None else scopes, platform=platform)
+    name = check_name(name)
+    if organization_id is not None:
+        advice = "revoke those that nobody uses"
+        live = col(ApiKey.revoked_at).is_(None)
+        await check_room(session, organization_id, ApiKey, live, most=MAX_API_KEYS, advice=advice)
     text = MARK + secrets.token_urlsafe(32)
     key_id, digest = sealer.keyed_hash(text.encode())
     key = ApiKey(
         id=ids.new_id(),
         organization_id=organization_id,
-        name=check_name(name),
+        name=name,
         prefix=text[:PREFIX_CHARS],
         hash=digest,
         hash_key_id=key_id,

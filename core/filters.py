@@ -33,8 +33,13 @@ The operators above the last two, standing together, must hold for *the same* va
 and 25, `{"$gte": 10, "$lt": 20}` does not match. Types are strict: true is not 1, "5" is not 5, null is
 only null; 1 and 1.0 are the same number.
 
-Bounds: see the constants. A filter is compiled once into closures; matching takes about a microsecond a
-condition. Source: the HTTP contract, "Filters".
+**Bounds.** See the constants. What one filter looks at in one event is bounded too, or a large array under many
+conditions would keep everybody's events waiting for seconds: 10,000 elements of arrays and 1,000,000 characters inside
+which `$contains` searches, shared evenly by its conditions (100 conditions: 100 elements each). What lies beyond is as
+if it were not there.
+
+A filter is compiled once into closures; matching takes about a microsecond a condition. Source: the HTTP contract,
+"Filters".
 """
 
 from __future__ import annotations
@@ -55,6 +60,9 @@ MAX_VALUES: Final = 200  # in one array
 MAX_STRING: Final = 1024  # characters
 MAX_PATH: Final = 256  # characters
 MAX_SEGMENTS: Final = 16
+# Of one event, by one filter, all conditions together; worst case measured: 15 ms for 256 KiB of data.
+MAX_ELEMENTS: Final = 10_000  # of arrays
+MAX_CHARACTERS: Final = 1_000_000  # inside which `$contains` searches
 
 COMBINATORS: Final = ("$and", "$or", "$not")
 OPERATORS: Final = (
@@ -110,7 +118,7 @@ class Filter:
 
 def compile_stored(spec: object) -> Filter:
     """The filter as the database gives it back, in which numbers may be written at greater length (1e18)."""
-    return Filter(_Compiler().filter(spec, "filters", depth=1))
+    return Filter(_Compiler().whole(spec, "filters"))
 
 
 def compile_filter(spec: object, path: str = "filters") -> Filter:
@@ -119,7 +127,7 @@ def compile_filter(spec: object, path: str = "filters") -> Filter:
     Raises `InvalidFilter`, whose path leads to the fault (`filters.total.$gte`) and whose message says what
     would be right.
     """
-    test = _Compiler().filter(spec, path, depth=1)
+    test = _Compiler().whole(spec, path)
     # Measured last, when depth and values are known to be harmless to the encoder.
     size = len(json.dumps(spec, ensure_ascii=False, separators=(",", ":")).encode())
     if size > MAX_BYTES:
@@ -127,11 +135,30 @@ def compile_filter(spec: object, path: str = "filters") -> Filter:
     return Filter(test)
 
 
+class _Share:
+    """What one condition may look at in one event. Settled once all conditions are counted."""
+
+    __slots__ = ("characters", "elements")
+
+    def __init__(self) -> None:
+        self.settle(1)
+
+    def settle(self, conditions: int) -> None:
+        self.elements = MAX_ELEMENTS // conditions
+        self.characters = MAX_CHARACTERS // conditions
+
+
 class _Compiler:
     """Turns one filter into one function, counting its conditions."""
 
     def __init__(self) -> None:
         self._conditions = 0
+        self._share = _Share()
+
+    def whole(self, spec: object, path: str) -> _Test:
+        test = self.filter(spec, path, depth=1)
+        self._share.settle(max(1, self._conditions))
+        return test
 
     def filter(self, spec: object, path: str, depth: int) -> _Test:
         if not isinstance(spec, dict):
@@ -167,7 +194,7 @@ class _Compiler:
         return _all_of(tests) if key == "$and" else _any_of(tests)
 
     def _field(self, key: str, value: object, path: str) -> _Test:
-        reach = _reach(key, path)
+        reach = _reach(key, path, self._share)
         if isinstance(value, list):
             self._count(path)
             return _some(reach, _one_of(value, path))
@@ -190,7 +217,7 @@ class _Compiler:
             elif name == "$exists":
                 tests.append(_exists(reach, operand, at))
             else:
-                checks.append(_check(name, operand, at))
+                checks.append(_check(name, operand, at, self._share))
         if checks:
             tests.insert(0, _some(reach, _all_checks(checks)))
         return _all_of(tests)
@@ -234,7 +261,7 @@ def _clip(key: str) -> str:
 # --- Paths --------------------------------------------------------------------------------------------------
 
 
-def _reach(key: str, path: str) -> _Reach:
+def _reach(key: str, path: str, share: _Share) -> _Reach:
     """A function from an event to the values at `key`: none, one, or several by way of arrays."""
     _check_text(key, path, MAX_PATH)
     segments = key.split(".")
@@ -243,13 +270,13 @@ def _reach(key: str, path: str) -> _Reach:
     if len(segments) > MAX_SEGMENTS:
         _refuse(path, f"A path may have {MAX_SEGMENTS} segments, and this has {len(segments)}")
     if segments[0] != "event" or len(segments) == 1:
-        return _walk("data", segments)
+        return _walk("data", segments, share)
     if segments[1] not in ENVELOPE_FIELDS:
         _refuse(path, f"The event has no such field; it has {', '.join(ENVELOPE_FIELDS)}")
-    return _walk(segments[1], segments[2:])
+    return _walk(segments[1], segments[2:], share)
 
 
-def _walk(field: str, segments: Sequence[str]) -> _Reach:
+def _walk(field: str, segments: Sequence[str], share: _Share) -> _Reach:
     steps = tuple((segment, int(segment) if _INDEX.fullmatch(segment) else None) for segment in segments)
 
     def reach(envelope: Envelope) -> Sequence[Any]:
@@ -258,17 +285,20 @@ def _walk(field: str, segments: Sequence[str]) -> _Reach:
             return ()
         for depth, (name, _) in enumerate(steps):
             if isinstance(value, list):  # from here on there may be several values
-                return _spread([value], steps[depth:])
+                return _spread([value], steps[depth:], share.elements)
             if not isinstance(value, dict) or name not in value:
                 return ()
             value = value[name]
+        if isinstance(value, list) and len(value) > share.elements:
+            value = value[: share.elements]
         return (value,)
 
     return reach
 
 
-def _spread(values: list[Any], steps: Sequence[tuple[str, int | None]]) -> list[Any]:
-    """All values that the steps lead to from any of `values`. Never more than the event holds."""
+def _spread(values: list[Any], steps: Sequence[tuple[str, int | None]], left: int) -> list[Any]:
+    """All values that the steps lead to from any of `values`, by way of at most `left` elements of arrays. Arrays among
+    those values are cut so that they have no more elements than are left, all together."""
     for name, index in steps:
         found = []
         for value in values:
@@ -277,10 +307,16 @@ def _spread(values: list[Any], steps: Sequence[tuple[str, int | None]]) -> list[
                     found.append(value[name])
             elif isinstance(value, list):
                 if index is None:
-                    found += [item[name] for item in value if isinstance(item, dict) and name in item]
+                    items = value[:left]
+                    left -= len(items)
+                    found += [item[name] for item in items if isinstance(item, dict) and name in item]
                 elif index < len(value):
                     found.append(value[index])
         values = found
+    for at, value in enumerate(values):
+        if isinstance(value, list):
+            values[at] = value[:left]
+            left -= len(values[at])
     return values
 
 
@@ -330,13 +366,13 @@ def _number_or_string(value: object, path: str) -> str | int | float:
 # --- Checks of one value ------------------------------------------------------------------------------------
 
 
-def _check(name: str, operand: object, path: str) -> _Check:
+def _check(name: str, operand: object, path: str, share: _Share) -> _Check:
     if name == "$eq":
         return _equal(operand, path)
     if name == "$in":
         return _one_of(operand, path)
     if name == "$contains":
-        return _contains(operand, path)
+        return _contains(operand, path, share)
     if name == "$startsWith":
         head = _string(operand, path)
         return lambda value: isinstance(value, str) and value.startswith(head)
@@ -375,7 +411,7 @@ def _one_of(operand: object, path: str) -> _Check:
     return check
 
 
-def _contains(operand: object, path: str) -> _Check:
+def _contains(operand: object, path: str, share: _Share) -> _Check:
     want = _scalar(operand, path)
     if want == "":
         _refuse(path, "Must not be an empty string, which every string contains")
@@ -384,7 +420,7 @@ def _contains(operand: object, path: str) -> _Check:
     def check(value: Any) -> bool:
         if isinstance(value, list):
             return any(map(is_equal, value))
-        return isinstance(value, str) and isinstance(want, str) and want in value
+        return isinstance(value, str) and isinstance(want, str) and value.find(want, 0, share.characters) >= 0
 
     return check
 

@@ -38,7 +38,7 @@ API_KEY = "key"
 USER = "usr"
 SESSION = "ses"
 AUDIT_ENTRY = "aud"
-SECRET = "sec"  # noqa: S105 - the prefix of a signing secret's id, not a secret
+SECRET = "sec"  # nosec B105 # noqa: S105 - the prefix of a signing secret's id, not a secret
 
 
 class IdFactory:

@@ -139,6 +139,7 @@ class Subscription(SQLModel, table=True):
         CheckConstraint("cardinality(events) > 0", name="events"),
         Index(None, "organization_id", "id"),
         Index("ix_subscriptions_unsettled", "id", postgresql_where=text("NOT settled")),
+        Index("ix_subscriptions_kept", "organization_id", "id", postgresql_where=text("status <> 'deleted'")),
     )
 
     id: UUID = Field(sa_column=id_())

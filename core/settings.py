@@ -76,6 +76,8 @@ class Settings(BaseSettings):
     event_max_bytes: int = Field(262_144, ge=1024, le=16_777_216, description="Largest body of one event")
     batch_max_bytes: int = Field(8_388_608, ge=1024, le=134_217_728, description="Largest body of a batch of events")
 
+    max_subscriptions: int = Field(20_000, ge=1, le=1_000_000, description="Subscriptions an organization may have")
+
     database_pool_size: int = Field(8, ge=2, le=200, description="Connections to PostgreSQL a process")
     worker_max_in_flight: int = Field(512, ge=1, le=20_000, description="Slots of a worker for quick endpoints")
     lease_margin_s: float = Field(

@@ -16,11 +16,11 @@ from typing import Any
 from uuid import UUID
 
 import orjson
-from sqlalchemy import update
+from sqlalchemy import Boolean, ColumnElement, literal_column, update
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from core import ids, jsontext, payloads, signing
+from core import ids, jsontext, payloads, quotas, signing
 from core.breaker import BreakerSettings
 from core.egress import EgressPolicy, validate_headers
 from core.errors import Conflict, NotFound, ValidationFailed
@@ -56,12 +56,17 @@ FIELDS = frozenset(
 )
 
 
+# Those that were not deleted. As a literal, so that PostgreSQL sees that the partial index serves.
+KEPT: ColumnElement[bool] = literal_column("(subscriptions.status <> 'deleted')", Boolean)
+
+
 @dataclass(frozen=True)
 class Rules:
     """What judging and storing a subscription needs from the settings."""
 
     egress: EgressPolicy
     sealer: Sealer
+    max_subscriptions: int  # of one organization, without the deleted
 
 
 async def create(
@@ -69,11 +74,19 @@ async def create(
 ) -> tuple[Subscription, str]:
     """Stores a new subscription with its first secret: `given["secret"]`, or a generated one. Returns both.
 
-    Raises `ValidationFailed` with every fault found.
+    Raises `ValidationFailed` with every fault found, and `Conflict` when the organization has as many as it may.
     """
     subscription = _blank(organization_id)
     with _gathering() as faults:
         secret = _fill(subscription, rules, given, faults)
+    await quotas.check_room(
+        session,
+        organization_id,
+        Subscription,
+        KEPT,
+        most=rules.max_subscriptions,
+        advice="delete some, or have the operator raise HOOKWRIGHT_MAX_SUBSCRIPTIONS",
+    )
     session.add(subscription)
     await session.flush()  # the secret refers to it
     session.add(_sealed_secret(rules, subscription.id, secret))

@@ -338,7 +338,7 @@ class Engine:
         try:
             finish = self._unsent(gate, claimed, event, plan, claimed_at)
             if finish is None:
-                assert event is not None and plan is not None  # noqa: S101, PT018 - for the type checker
+                assert event is not None and plan is not None  # nosec B101 # noqa: S101, PT018 - for the type checker
                 self._gates.send(gate, claimed.id)
                 finish = await attempt(self._transport, plan, claimed, event)
                 self._heed(gate, claimed, finish)

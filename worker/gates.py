@@ -176,7 +176,7 @@ class Gates:
     def _rate(self, gate: Gate) -> float:
         """This worker's part of its rate. One too low to divide belongs to one worker."""
         rate = gate.limits.per_second
-        assert rate is not None  # noqa: S101 - for the type checker; the caller has looked
+        assert rate is not None  # nosec B101 # noqa: S101 - for the type checker; the caller has looked
         parts = max(1, int(rate))  # of at least one delivery a second, so that no worker's part is a trickle
         return rate * self._share(gate.id, parts) / parts
 

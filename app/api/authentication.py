@@ -69,12 +69,12 @@ def organization_of(headers: Mapping[str, str], credential: Credential) -> UUID:
     """
     named = headers.get("x-organization-id")
     if credential.organization_id is None:
-        if not named:
+        if named is None:
             raise ValidationFailed.of(
                 "X-Organization-ID", "A platform key must name the organization it acts for in this header"
             )
         return _named(named)
-    if named and _named(named) != credential.organization_id:
+    if named is not None and _named(named) != credential.organization_id:
         raise NotFound("There is no such organization")
     return credential.organization_id
 

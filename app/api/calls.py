@@ -269,7 +269,7 @@ async def _once(call: Call, idempotent: IdempotentCall, handler: Handler | Lines
             return repeated(first.data, first.created_at)
         call._session = session
         reply = await handler(call)
-        assert isinstance(reply, Reply)  # noqa: S101 - for the type checker: lines answer a GET alone
+        assert isinstance(reply, Reply)  # nosec B101 # noqa: S101 - for the type checker: lines answer a GET alone
         await session.flush()
         await idempotency.store(driver, [(idempotent, reply.data)], sealer)
     return reply

@@ -12,7 +12,7 @@ from sqlalchemy.orm import aliased
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.api import lists, views
+from app.api import answers, lists, views
 from app.api.calls import Call
 from app.api.inputs import Nothing
 from app.api.lists import ListQuery, Walk
@@ -39,7 +39,7 @@ async def index(call: Call) -> Reply:
 
 def parse_query(call: Call) -> ListQuery:
     """What a caller asks of any list of deliveries."""
-    return lists.parse(call.request, includes=["attempts"])
+    return lists.parse(call.request, answers.DeliveryListed, includes=["attempts"])
 
 
 async def run_query(call: Call, session: AsyncSession, query: ListQuery, **chosen: str) -> Reply:

@@ -6,7 +6,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.api import lists, views
+from app.api import answers, lists, views
 from app.api.calls import Call
 from app.api.inputs import EventTypeIn, EventTypePatch
 from app.api.replies import Reply
@@ -14,6 +14,7 @@ from core import ids
 from core.errors import Conflict, NotFound, ValidationFailed
 from core.models import EventType
 from core.patterns import validate_event_type
+from core.quotas import MAX_EVENT_TYPES, check_room
 from core.subscriptions import check_metadata
 
 
@@ -29,6 +30,8 @@ async def create(call: Call) -> Reply:
     )
     try:
         async with call.transaction() as session:
+            advice = "delete those that are no longer sent"
+            await check_room(session, call.organization_id, EventType, most=MAX_EVENT_TYPES, advice=advice)
             session.add(row)
             await session.flush()
             call.audit(session, "event_type.created", row.name, after=views.event_type(row))
@@ -38,7 +41,7 @@ async def create(call: Call) -> Reply:
 
 
 async def index(call: Call) -> Reply:
-    query = lists.parse(call.request)
+    query = lists.parse(call.request, answers.EventType)
     if query.filters:
         raise ValidationFailed.of("filters", "This list has no filters")
     async with call.transaction() as session:

@@ -9,9 +9,10 @@ from uuid import UUID
 from sqlalchemy import ColumnElement
 from sqlmodel import col, select
 
-from app.api import body, inputs, lists, views
+from app.api import answers, body, inputs, lists, views
 from app.api import deliveries as delivery_api
 from app.api.calls import Call, repeated
+from app.api.fields import MAX_BATCH, MAX_EXTERNAL_ID_CHARS
 from app.api.inputs import BatchIn, EventIn, Nothing
 from app.api.replies import Reply
 from core import events, ids, redaction, selection
@@ -21,9 +22,6 @@ from core.events import Accepted, NewEvent
 from core.models import Event, EventKey
 from core.patterns import validate_event_type
 from core.subscriptions import check_label, check_metadata
-
-MAX_BATCH = 1_000
-MAX_EXTERNAL_ID_CHARS = 255
 
 
 async def create(call: Call) -> Reply:
@@ -95,7 +93,7 @@ def _check_external_id(value: str, path: str) -> None:
 
 
 async def index(call: Call) -> Reply:
-    query = lists.parse(call.request)
+    query = lists.parse(call.request, answers.Event)
     conditions, checked = _conditions(call.organization_id, query)
     async with call.transaction() as session:
         return await lists.run(session, query, Event, conditions, views.event, checked=checked)

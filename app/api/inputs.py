@@ -5,8 +5,17 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+)
 
+from app.api import fields
 from core.errors import ValidationFailed
 from core.selection import moment
 
@@ -33,68 +42,118 @@ Model = TypeVar("Model", bound=Input)
 
 
 class EventIn(Input):
-    event_type: str
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"event_type": "inventory.quantity.updated", "data": {"product_id": "p1", "current_quantity": 95}}
+            ]
+        }
+    )
+
+    event_type: fields.EventType
     data: dict[str, Any]
-    event_id: str | None = None
+    event_id: fields.ExternalId | None = None
     occurred_at: Time | None = None
-    branch_id: str | None = None
-    metadata: dict[str, Any] | None = None
+    branch_id: fields.Label | None = None
+    metadata: fields.Metadata | None = None
+
+
+class _Each:
+    """An array of at most `most` of a model, which are judged one by one later, so that all faults are told at once."""
+
+    def __init__(self, model: type[Input], most: int) -> None:
+        self._model, self._most = model, most
+
+    def __get_pydantic_json_schema__(self, _: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        items = handler(self._model.__pydantic_core_schema__)
+        return {"type": "array", "items": items, "minItems": 1, "maxItems": self._most}
 
 
 class BatchIn(Input):
-    events: list[dict[str, Any]]
+    events: Annotated[list[dict[str, Any]], _Each(EventIn, fields.MAX_BATCH)]
 
 
 class AuthenticationIn(Input):
-    type: str = "standard"
-    secret: str | None = None
+    type: fields.Scheme = "standard"
+    secret: fields.Secret | None = None
 
 
 class SubscriptionIn(Input):
-    url: str | None = None  # core says that these two are required, together with what else is wrong
-    events: list[str] | None = None
-    filters: dict[str, Any] | None = None
+    # Core says that url and events are required, together with what else is wrong.
+    model_config = ConfigDict(
+        json_schema_extra={
+            "required": ["url", "events"],
+            "examples": [
+                {
+                    "url": "https://ecommerce.example.com/webhooks/inventory",
+                    "events": ["inventory.quantity.updated", "inventory.product.*"],
+                    "filters": {"location_types": ["retail", "warehouse"], "total": {"$gte": 100}},
+                    "retry_policy": {"max_attempts": 5, "backoff_strategy": "exponential"},
+                }
+            ],
+        }
+    )
+
+    url: fields.Url | None = None
+    events: fields.Patterns | None = None
+    filters: fields.Filters | None = None
     authentication: AuthenticationIn | None = None
-    payload_format: str | None = None
-    retry_policy: dict[str, Any] | None = None
-    headers: dict[str, str] | None = None
-    timeout_ms: int | None = None
-    limits: dict[str, Any] | None = None
-    circuit_breaker: dict[str, Any] | None = None
-    description: str | None = None
-    metadata: dict[str, Any] | None = None
-    branch_id: str | None = None
+    payload_format: fields.Format | None = None
+    retry_policy: fields.Retries | None = None
+    headers: fields.CustomHeaders | None = None
+    timeout_ms: fields.Timeout | None = None
+    limits: fields.Limits | None = None
+    circuit_breaker: fields.CircuitBreaker | None = None
+    description: fields.Description | None = None
+    metadata: fields.Metadata | None = None
+    branch_id: fields.Label | None = None
 
 
 class AuthenticationPatch(Input):
-    type: str
+    type: fields.Scheme
+
+
+RESETTABLE = {"filters", "retry_policy", "headers", "limits", "circuit_breaker", "branch_id"}  # by null
+
+
+def _without_null(schema: dict[str, Any]) -> None:
+    """In the document, only what null resets takes null. Which of the others is null is said with all other faults."""
+    properties = schema["properties"]
+    for name in properties.keys() - RESETTABLE:
+        properties[name] = properties[name]["anyOf"][0]
 
 
 class SubscriptionPatch(Input):
-    url: str | None = None
-    events: list[str] | None = None
-    filters: dict[str, Any] | None = None
+    """What is left out stays; null resets a field."""
+
+    model_config = ConfigDict(json_schema_extra=_without_null)
+
+    url: fields.Url | None = None
+    events: fields.Patterns | None = None
+    filters: fields.Filters | None = None
     authentication: AuthenticationPatch | None = None
-    payload_format: str | None = None
-    retry_policy: dict[str, Any] | None = None
-    headers: dict[str, str] | None = None
-    timeout_ms: int | None = None
-    limits: dict[str, Any] | None = None
-    circuit_breaker: dict[str, Any] | None = None
-    description: str | None = None
-    metadata: dict[str, Any] | None = None
-    branch_id: str | None = None
+    payload_format: fields.Format | None = None
+    retry_policy: fields.Retries | None = None
+    headers: fields.CustomHeaders | None = None
+    timeout_ms: fields.Timeout | None = None
+    limits: fields.Limits | None = None
+    circuit_breaker: fields.CircuitBreaker | None = None
+    description: fields.Description | None = None
+    metadata: fields.Metadata | None = None
+    branch_id: fields.Label | None = None
 
 
 class RotateIn(Input):
-    grace_period_s: int = 86_400
-    secret: str | None = None
+    model_config = ConfigDict(json_schema_extra={"examples": [{"grace_period_s": 86_400}]})
+
+    grace_period_s: fields.Grace = 86_400
+    secret: fields.Secret | None = None
 
 
 class TestIn(Input):
     __test__ = False  # its name is no test class's
 
-    event_type: str = "webhook.test"
+    event_type: fields.EventType = "webhook.test"
     data: dict[str, Any] | None = None
 
 
@@ -104,31 +163,39 @@ class ResumeIn(Input):
 
 
 class ReplayIn(Input):
-    filters: dict[str, Any] = Field(default_factory=dict)
-    rate_per_second: int = 50
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"filters": {"status": "dead"}, "rate_per_second": 50, "dry_run": True}]}
+    )
+
+    filters: fields.Selection = Field(default_factory=dict)
+    rate_per_second: fields.Rate = 50
     dry_run: bool = False
 
 
 class OrganizationIn(Input):
-    name: str
+    name: fields.Name
 
 
 class ApiKeyIn(Input):
-    name: str
-    scopes: list[str] | None = None
+    name: fields.Name
+    scopes: fields.Scopes | None = None
 
 
 class EventTypeIn(Input):
-    name: str
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"name": "order.paid", "description": "An order was paid", "schema": {}}]}
+    )
+
+    name: fields.EventType
     description: Text = ""
-    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
-    example: dict[str, Any] | None = None
+    schema_: fields.Metadata | None = Field(default=None, alias="schema")
+    example: fields.Metadata | None = None
 
 
 class EventTypePatch(Input):
     description: Text | None = None
-    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
-    example: dict[str, Any] | None = None
+    schema_: fields.Metadata | None = Field(default=None, alias="schema")
+    example: fields.Metadata | None = None
 
 
 class Nothing(Input):

@@ -21,6 +21,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.sql.expression import SelectOfScalar
 from starlette.requests import Request
 
+from app.api.answers import Answer
 from app.api.replies import Reply
 from core import ids, selection, timestamps
 from core.errors import ValidationFailed, quoted
@@ -57,8 +58,11 @@ class ListQuery:
         return key.desc() if self.descending else key.asc()
 
 
-def parse(request: Request, *, includes: Sequence[str] = ()) -> ListQuery:
-    """Raises `ValidationFailed` that names every parameter that is unknown or wrong."""
+def parse(request: Request, shows: type[Answer], *, includes: Sequence[str] = ()) -> ListQuery:
+    """What a caller asks of a list whose items are `shows`.
+
+    Raises `ValidationFailed` that names every parameter that is unknown or wrong.
+    """
     given = request.query_params
     faults: dict[str, list[str]] = {}
     filters: dict[str, str] = {}
@@ -87,13 +91,16 @@ def parse(request: Request, *, includes: Sequence[str] = ()) -> ListQuery:
     after = None
     if "after_key" in given:
         after = _decode(given["after_key"], faults)
-    include = frozenset(filter(None, given.get("include", "").split(",")))
+    include = frozenset(given["include"].split(",") if "include" in given else ())
     if unknown := include - set(includes):
         known = f"there is {', '.join(includes)}" if includes else "nothing can be included here"
         faults["include"] = [f"Unknown: {', '.join(map(quoted, sorted(unknown)))[:200]}; {known}"]
+    fields = given["fields"].split(",") if "fields" in given else []
+    known_fields = [name for name in shows.names() if name in include or name not in includes]
+    if wrong := [name for name in fields if name not in known_fields]:
+        faults["fields"] = [f"Unknown: {', '.join(map(quoted, wrong))[:200]}; there are: {', '.join(known_fields)}"]
     if faults:
         raise ValidationFailed(details=faults)
-    fields = [name for name in given.get("fields", "").split(",") if name]
     return ListQuery(filters, limit, after, page, sort.startswith("-"), fields, include)
 
 
@@ -212,12 +219,5 @@ def answer(query: ListQuery, page: Page, items: Sequence[dict[str, Any]]) -> Rep
 
 
 def choose_fields(item: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:
-    """Only the named fields. Raises `ValidationFailed` on one that there is not."""
-    if not fields:
-        return item
-    unknown = [name for name in fields if name not in item]
-    if unknown:
-        raise ValidationFailed.of(
-            "fields", f"Unknown: {', '.join(map(quoted, unknown))[:200]}; there are: {', '.join(item)}"
-        )
-    return {name: item[name] for name in fields}
+    """Only the named fields, which `parse` has looked at."""
+    return {name: item[name] for name in fields} if fields else item

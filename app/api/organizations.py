@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlmodel import col
 
-from app.api import lists, views
+from app.api import answers, lists, views
 from app.api.calls import Call
 from app.api.inputs import ApiKeyIn, OrganizationIn
 from app.api.replies import Reply
@@ -23,7 +23,7 @@ async def create(call: Call) -> Reply:
 
 
 async def index(call: Call) -> Reply:
-    query = lists.parse(call.request)
+    query = lists.parse(call.request, answers.Organization)
     _no_filters(query)
     async with call.transaction() as session:
         return await lists.run(
@@ -75,7 +75,7 @@ async def create_key(call: Call) -> Reply:
 
 
 async def index_keys(call: Call) -> Reply:
-    query = lists.parse(call.request)
+    query = lists.parse(call.request, answers.ApiKey)
     _no_filters(query)
     async with call.transaction() as session:
         return await lists.run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlmodel import col
 
-from app.api import lists, views
+from app.api import answers, lists, views
 from app.api.calls import Call, Handler
 from app.api.inputs import Nothing, ReplayIn
 from app.api.replies import Reply
@@ -44,7 +44,7 @@ async def create(call: Call) -> Reply:
 
 
 async def index(call: Call) -> Reply:
-    query = lists.parse(call.request)
+    query = lists.parse(call.request, answers.Replay)
     checked = []
     for name, value in query.filters.items():
         if name != "status" or value not in set(ReplayStatus):

@@ -10,11 +10,11 @@ from uuid import UUID
 from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.api import breakers, lists, views
+from app.api import answers, breakers, lists, views
 from app.api import deliveries as delivery_api
 from app.api import events as event_api
 from app.api.calls import Call, repeated
-from app.api.inputs import Nothing, ResumeIn, RotateIn, SubscriptionIn, SubscriptionPatch, TestIn
+from app.api.inputs import RESETTABLE, Nothing, ResumeIn, RotateIn, SubscriptionIn, SubscriptionPatch, TestIn
 from app.api.replies import Reply
 from core import audit, catch_up, events, idempotency, ids, organizations, settling, signing, subscriptions
 from core.acceptance import Request
@@ -24,8 +24,6 @@ from core.events import Accepted
 from core.idempotency import FirstAnswer
 from core.models import Subscription, SubscriptionStatus
 from core.patterns import validate_event_type
-
-RESETTABLE = {"filters", "retry_policy", "headers", "limits", "circuit_breaker", "branch_id"}  # by null
 
 
 def _shown(call: Call, subscription: Subscription) -> dict[str, Any]:
@@ -70,11 +68,8 @@ async def create(call: Call) -> Reply:
 
 
 async def index(call: Call) -> Reply:
-    query = lists.parse(call.request)
-    conditions = [
-        col(Subscription.organization_id) == call.organization_id,
-        col(Subscription.status) != SubscriptionStatus.DELETED,
-    ]
+    query = lists.parse(call.request, answers.Subscription)
+    conditions = [col(Subscription.organization_id) == call.organization_id, subscriptions.KEPT]
     for name, value in query.filters.items():
         if name != "status" or value not in set(SubscriptionStatus):
             known = ", ".join(SubscriptionStatus)

@@ -88,7 +88,7 @@ def write_pointer(data_dir: Path, home: Path) -> None:
 
 def _as_account(account: Account, *argv: str) -> bool:
     try:
-        done = subprocess.run(  # noqa: S603 - fixed argv, no shell reads the path
+        done = subprocess.run(  # nosec B603 # noqa: S603 - fixed argv, no shell reads the path
             argv,
             user=account.uid,
             group=account.gid,

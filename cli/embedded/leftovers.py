@@ -69,7 +69,7 @@ def _processes() -> Iterator[tuple[int, int, str]]:
                     continue  # it ended meanwhile
                 yield int(entry.name), owner, os.fsdecode(raw).replace("\0", " ")
         return
-    listing = subprocess.run(
+    listing = subprocess.run(  # nosec B603 # the argv is fixed
         ["/bin/ps", "-axww", "-o", "pid=,uid=,command="], capture_output=True, text=True, check=True
     )
     for row in listing.stdout.splitlines():

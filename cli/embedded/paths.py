@@ -14,7 +14,7 @@ from cli.process import Account
 from cli.service import StartError
 
 # Literally /tmp, not $TMPDIR: another shell, with another $TMPDIR, must find the same sockets.
-SOCKET_BASE = Path("/tmp")  # noqa: S108 - `socket_dir` verifies what it finds there
+SOCKET_BASE = Path("/tmp")  # nosec B108 # noqa: S108 - `socket_dir` verifies what it finds there
 MAX_SOCKET_PATH_BYTES = 107
 
 

@@ -33,8 +33,8 @@ OWNER = "hookwright"  # made by initdb, so a superuser
 ROLE = "hookwright_app"  # the application's, which owns nothing (core.roles)
 PORT = 5432  # no TCP port: it only names the socket file
 SOCKET_NAME = f".s.PGSQL.{PORT}"
-OWNER_PASSWORD_FILE = "postgres.password"  # noqa: S105 - a file's name
-PASSWORD_FILE = "postgres.app.password"  # noqa: S105 - a file's name
+OWNER_PASSWORD_FILE = "postgres.password"  # nosec B105 # noqa: S105 - a file's name
+PASSWORD_FILE = "postgres.app.password"  # nosec B105 # noqa: S105 - a file's name
 LOCK_FILE = "postgres.lock"
 DRAFT_PREFIX = ".postgres-new-"
 
@@ -258,7 +258,7 @@ class EmbeddedPostgres(Service):
         logger.info("made a database in %s", place.cluster)
 
     def _initdb(self, folder: Path, password_file: Path) -> Command:
-        assert self._bin is not None  # noqa: S101 - for mypy; prepare set it
+        assert self._bin is not None  # nosec B101 # noqa: S101 - for mypy; prepare set it
         return Command(
             name="initdb",
             argv=(

@@ -30,6 +30,7 @@ CREATE INDEX ix_organizations_deleted ON organizations (id) WHERE deleted_at IS 
 ALTER TABLE api_keys
     ADD COLUMN tier text DEFAULT 'default' NOT NULL,
     ADD CONSTRAINT ck_api_keys_tier CHECK (tier IN ('default', 'premium', 'bulk'));
+CREATE INDEX ix_subscriptions_kept ON subscriptions (organization_id, id) WHERE status <> 'deleted';
 
 CREATE TABLE users (
     id uuid NOT NULL,

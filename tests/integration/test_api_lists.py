@@ -144,6 +144,12 @@ def test_fields_choose_what_is_shown(database_url: str, redis_url: str) -> None:
         faults = faults_of(await p.client.get("/v1/deliveries?fields=id,secret_key"))
         assert "'secret_key'; there are: id, delivery_id" in faults["fields"][0]
         await p.call("GET", "/v1/deliveries?fields=attempts,id&include=attempts")
+        # Whether there is anything to show or not.
+        for query in ("fields=attempts", "fields=", "fields=id,", "filters[status]=dead&fields=nothing", "include="):
+            assert list(faults_of(await p.client.get(f"/v1/deliveries?{query}"))) == [
+                query.split("&")[-1].split("=")[0]
+            ]
+        assert "schema" in faults_of(await p.client.get("/v1/event-types?fields=schema_"))["fields"][0]
 
     run(database_url, redis_url, check)
 

@@ -66,7 +66,7 @@ VERDICTS: dict[str, tuple[Verdict, int | None, str | None]] = {
     "aborted": (Verdict(State.DEAD, DeadReason.ABORTED), 400, "status"),
     "gone": (Verdict(State.DEAD, DeadReason.GONE, disables=True), 410, "status"),
 }
-RULES = subscriptions.Rules(EgressPolicy(), Sealer([SECRET_KEY]))
+RULES = subscriptions.Rules(EgressPolicy(), Sealer([SECRET_KEY]), 1_000)
 STATUS_AFTER = {
     "pause": SubscriptionStatus.PAUSED,
     "resume": SubscriptionStatus.ACTIVE,
