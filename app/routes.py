@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.routing import BaseRoute, Route
 
-from app import health, pages
+from app import health, oauth, pages
 from app.api import (
     audit_log,
     breakers,
@@ -34,6 +34,7 @@ def _ingests(handler: Handler, max_body: str) -> Action:
         EVENTS_WRITE,
         keeps_own_keys=True,
         rechecks_credential=True,
+        ingests=True,
         max_body=max_body,
         unaudited="the event is its own record, and they are many",
     )
@@ -78,6 +79,7 @@ API: dict[str, dict[str, Action]] = {
             subscriptions.test,
             SUBSCRIPTIONS_WRITE,
             keeps_own_keys=True,
+            ingests=True,
             max_body="event_max_bytes",
             audited="subscription.tested",
         )
@@ -124,12 +126,16 @@ API: dict[str, dict[str, Action]] = {
     # Across tenants without X-Organization-ID, so it judges that header itself.
     "/v1/audit-log": {"GET": Action(audit_log.index, ORGANIZATIONS_ADMIN, tenant=False, lists=True)},
     "/v1/audit-log/export": {"GET": Action(audit_log.export, ORGANIZATIONS_ADMIN, tenant=False, lists=True)},
-    "/v1/api-keys/{id}": {"DELETE": Action(organizations.revoke_key, ORGANIZATIONS_ADMIN, audited="api_key.revoked")},
+    "/v1/api-keys/{id}": {
+        "PATCH": Action(organizations.update_key, ORGANIZATIONS_ADMIN, audited="api_key.updated"),
+        "DELETE": Action(organizations.revoke_key, ORGANIZATIONS_ADMIN, audited="api_key.revoked"),
+    },
 }
 
 
-# For anybody: these say whether the process is well, and what to do first. They show nothing of anybody's.
-PUBLIC: list[BaseRoute] = [*health.routes(), *pages.routes()]
+# For anybody: these say whether the process is well, and what to do first. They show nothing of anybody's. Nor does the
+# token endpoint: who asks there brings an API key in the request itself, as RFC 6749 wants it.
+PUBLIC: list[BaseRoute] = [*health.routes(), *oauth.routes(), *pages.routes()]
 
 
 def routes() -> list[BaseRoute]:

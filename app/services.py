@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from arq.connections import ArqRedis
 
 from core.acceptance import Acceptance
+from core.access_tokens import AccessTokens
 from core.breakers import Breakers
 from core.database import Database
 from core.hints import Hints
+from core.rate_limits import RateLimits
 from core.sealing import Sealer
 from core.settings import Settings
 from core.subscriptions import Rules
@@ -23,6 +25,8 @@ class Services:
     hints: Hints
     acceptance: Acceptance
     rules: Rules
+    access_tokens: AccessTokens
+    rate_limits: RateLimits
     breakers: Breakers
 
     @property

@@ -327,7 +327,8 @@ async def _insert(driver: Any, batch: _Batch, subscribers: Mapping[UUID, Subscri
 
 
 _CONTEXT = """
-SELECT id, subscriptions_version AS version FROM organizations WHERE id = ANY($1::uuid[])
+SELECT id, subscriptions_version AS version FROM organizations
+WHERE id = ANY($1::uuid[]) AND deleted_at IS NULL
 UNION ALL
 SELECT id, NULL FROM api_keys WHERE id = ANY($2::uuid[]) AND revoked_at IS NULL
 """

@@ -41,9 +41,9 @@ def run(
 
 
 @asynccontextmanager
-async def another_app(p: Platform, database_url: str, redis_url: str) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a second web process on the same database."""
-    app: Starlette = web.create(settings.load(environment(database_url, redis_url)))
+async def another_app(p: Platform, database_url: str, redis_url: str, **more: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a second web process on the same database; `more` are its settings."""
+    app: Starlette = web.create(settings.load(environment(database_url, redis_url, **more)))
     async with app.router.lifespan_context(app), client(app, p.key) as other:
         yield other
 

@@ -116,6 +116,12 @@ class OrganizationIn(Input):
 class ApiKeyIn(Input):
     name: str
     scopes: list[str] | None = None
+    tier: str = "default"
+
+
+class ApiKeyPatch(Input):
+    name: str | None = None
+    tier: str | None = None
 
 
 class EventTypeIn(Input):
