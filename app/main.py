@@ -21,12 +21,14 @@ from app.api import calls, replies
 from app.services import Services
 from core import hints
 from core.acceptance import Acceptance
+from core.access_tokens import AccessTokens
 from core.breakers import Breakers
 from core.database import Database
 from core.egress import EgressPolicy
 from core.errors import HookwrightError, MethodNotAllowed, NotFound
 from core.hints import Hints
 from core.oidc import Provider
+from core.rate_limits import RateLimits
 from core.sealing import Sealer
 from core.settings import Settings
 from core.subscriptions import Rules
@@ -85,12 +87,27 @@ async def _services(settings: Settings) -> AsyncIterator[Services]:
     acceptance = Acceptance(database, sender.send, sealer)
     policy = EgressPolicy(allow=settings.egress_allow, deny=settings.egress_deny, allow_http=settings.egress_allow_http)
     rules = Rules(policy, sealer, settings.max_subscriptions)
+    tokens = AccessTokens(sealer, settings.public_url)
+    rate_limits = RateLimits.of(settings, redis)
     oidc = _provider(settings)
     acceptance.start()
+    rate_limits.start()
     try:
-        yield Services(settings, database, redis, sender, acceptance, rules, Breakers(redis), oidc)
+        yield Services(
+            settings,
+            database,
+            redis,
+            sender,
+            acceptance,
+            rules=rules,
+            access_tokens=tokens,
+            rate_limits=rate_limits,
+            breakers=Breakers(redis),
+            oidc=oidc,
+        )
     finally:
         await acceptance.close()
+        await rate_limits.close()
         await sender.close()
         if oidc is not None:
             await oidc.close()

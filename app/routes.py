@@ -7,7 +7,7 @@ from pathlib import Path
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from app import health
+from app import health, oauth
 from app.admin import account, set_up, sign_in, single_sign_on, start, users
 from app.admin.frame import Page, PageResource
 from app.api import (
@@ -41,6 +41,7 @@ def _ingests(handler: Handler, max_body: str) -> Action:
         EVENTS_WRITE,
         keeps_own_keys=True,
         rechecks_credential=True,
+        ingests=True,
         max_body=max_body,
         unaudited="the event is its own record, and they are many",
     )
@@ -95,6 +96,7 @@ API: dict[str, dict[str, Action]] = {
             subscriptions.test,
             SUBSCRIPTIONS_WRITE,
             keeps_own_keys=True,
+            ingests=True,
             max_body="event_max_bytes",
             audited="subscription.tested",
         )
@@ -142,7 +144,10 @@ API: dict[str, dict[str, Action]] = {
     # Across tenants without X-Organization-ID, so it judges that header itself.
     "/v1/audit-log": {"GET": Action(audit_log.index, ORGANIZATIONS_ADMIN, tenant=False, lists=True)},
     "/v1/audit-log/export": {"GET": Action(audit_log.export, ORGANIZATIONS_ADMIN, tenant=False, exports=True)},
-    "/v1/api-keys/{id}": {"DELETE": Action(organizations.revoke_key, ORGANIZATIONS_ADMIN, audited="api_key.revoked")},
+    "/v1/api-keys/{id}": {
+        "PATCH": Action(organizations.update_key, ORGANIZATIONS_ADMIN, audited="api_key.updated"),
+        "DELETE": Action(organizations.revoke_key, ORGANIZATIONS_ADMIN, audited="api_key.revoked"),
+    },
 }
 
 
@@ -170,9 +175,10 @@ PAGES: dict[str, dict[str, Page]] = {
 }
 
 # For anybody: whether the process is well, what the API is, and what pages are drawn with. They show nothing of
-# anybody's.
+# anybody's. Nor does the token endpoint: who asks there brings an API key in the request itself, as RFC 6749 wants it.
 PUBLIC: list[BaseRoute] = [
     *health.routes(),
+    *oauth.routes(),
     *openapi.routes(API),
     Mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static"),
 ]

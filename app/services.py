@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from arq.connections import ArqRedis
 
 from core.acceptance import Acceptance
+from core.access_tokens import AccessTokens
 from core.breakers import Breakers
 from core.database import Database
 from core.hints import Hints
 from core.oidc import Provider
+from core.rate_limits import RateLimits
 from core.sealing import Sealer
 from core.settings import Settings
 from core.subscriptions import Rules
@@ -24,6 +26,8 @@ class Services:
     hints: Hints
     acceptance: Acceptance
     rules: Rules
+    access_tokens: AccessTokens
+    rate_limits: RateLimits
     breakers: Breakers
     oidc: Provider | None = None  # where users sign in besides
 

@@ -29,6 +29,7 @@ SETTINGS = {
     "HOOKWRIGHT_EGRESS_ALLOW": "127.0.0.0/8",
     "HOOKWRIGHT_EGRESS_ALLOW_HTTP": "true",
     "HOOKWRIGHT_LOG_LEVEL": "warning",
+    "HOOKWRIGHT_RATE_LIMIT_DEFAULT": "off",  # it looks often
 }
 
 

@@ -1,4 +1,7 @@
-"""API keys: 256 random bits, shown once, stored as a keyed hash, found by their first characters."""
+"""API keys: 256 random bits, shown once, stored as a keyed hash, found by their first characters.
+
+Nobody is kept from trying keys: 2^256 of them need no lock-out, and a lock would be a way to shut out others. For
+the same reason a keyed hash will do where passwords need a slow one."""
 
 from __future__ import annotations
 
@@ -7,20 +10,23 @@ import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import update
+from sqlalchemy import ColumnElement, update
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from core import ids
+from core.access_tokens import Claims
 from core.errors import AuthenticationFailed, NotFound, ValidationFailed, quoted
-from core.models import ApiKey
+from core.models import ApiKey, Organization, RateTier
 from core.organizations import check_name
 from core.quotas import MAX_API_KEYS, check_room
 from core.sealing import Sealer
 
 MARK = "sk_live_"
+UNKNOWN = "This API key is not known here"
 PREFIX_CHARS = len(MARK) + 10  # 60 bits of the key: enough to find it by, far too few to guess the rest
 USED_EVERY = timedelta(minutes=1)  # how exact `last_used_at` is
 
@@ -51,6 +57,8 @@ class Credential:
     name: str
     organization_id: UUID | None
     scopes: frozenset[str]
+    tier: str
+    ends_at: datetime | None = None  # of an access token; a key holds until it is revoked
 
 
 def check_scopes(scopes: Iterable[str], *, platform: bool) -> list[str]:
@@ -64,6 +72,13 @@ def check_scopes(scopes: Iterable[str], *, platform: bool) -> list[str]:
     return chosen
 
 
+def check_tier(tier: str) -> str:
+    """Raises `ValidationFailed` for one that there is not."""
+    if tier not in set(RateTier):
+        raise ValidationFailed.of("tier", f"Must be one of: {', '.join(RateTier)}")
+    return tier
+
+
 async def create(
     session: AsyncSession,
     sealer: Sealer,
@@ -71,6 +86,7 @@ async def create(
     organization_id: UUID | None,
     name: str,
     scopes: Sequence[str] | None = None,
+    tier: str = RateTier.DEFAULT,
 ) -> tuple[ApiKey, str]:
     """Makes a key, with every scope it can have unless some are chosen. Returns its record and the key itself, which
     can't be shown again. Raises `ValidationFailed`, and `Conflict` when the organization has as many as it may."""
@@ -92,6 +108,7 @@ async def create(
         hash=digest,
         hash_key_id=key_id,
         scopes=chosen,
+        tier=check_tier(tier),
     )
     session.add(key)
     await session.flush()
@@ -99,15 +116,47 @@ async def create(
 
 
 async def authenticate(session: AsyncSession, sealer: Sealer, text: str) -> Credential:
-    """Whose key this is. Raises `AuthenticationFailed` when there is none such, or it was revoked."""
-    query = select(ApiKey).where(ApiKey.prefix == text[:PREFIX_CHARS])
-    key = (await session.exec(query)).one_or_none() if text.startswith(MARK) and _is_plain(text) else None
+    """Whose key this is. Raises `AuthenticationFailed` when there is none such, it was revoked, or its organization was
+    deleted."""
+    if not text.startswith(MARK) or not _is_plain(text):
+        raise AuthenticationFailed(UNKNOWN)
+    key, deleted = await _find(session, col(ApiKey.prefix) == text[:PREFIX_CHARS])
     if key is None or not _fits(sealer, key, text):
-        raise AuthenticationFailed("This API key is not known here")
+        raise AuthenticationFailed(UNKNOWN)
+    _check_lives(key, deleted)
+    await _note_use(session, sealer, key, text)
+    return Credential(key.id, key.name, key.organization_id, frozenset(key.scopes), key.tier)
+
+
+async def authenticate_token(session: AsyncSession, sealer: Sealer, claims: Claims) -> Credential:
+    """Whose access token it is that says so. It ends with its API key: raises `AuthenticationFailed` when that was
+    revoked or its organization was deleted. It never has a scope that its key has not."""
+    key, deleted = await _find(session, col(ApiKey.id) == claims.key_id)
+    if key is None or key.organization_id != claims.organization_id:
+        raise AuthenticationFailed("The API key of this access token is not known here")
+    _check_lives(key, deleted)
+    await _note_use(session, sealer, key)
+    return Credential(
+        key.id, key.name, key.organization_id, claims.scopes & frozenset(key.scopes), key.tier, claims.ends_at
+    )
+
+
+async def _find(session: AsyncSession, which: ColumnElement[bool]) -> tuple[ApiKey | None, bool]:
+    """The key, and whether its organization is marked as deleted."""
+    query = (
+        select(ApiKey, col(Organization.deleted_at))
+        .join(Organization, col(ApiKey.organization_id) == col(Organization.id), isouter=True)
+        .where(which)
+    )
+    key, deleted_at = (await session.exec(query)).one_or_none() or (None, None)
+    return key, deleted_at is not None
+
+
+def _check_lives(key: ApiKey, organization_deleted: bool) -> None:
     if key.revoked_at is not None:
         raise AuthenticationFailed("This API key has been revoked")
-    await _note_use(session, sealer, key, text)
-    return Credential(key.id, key.name, key.organization_id, frozenset(key.scopes))
+    if organization_deleted:
+        raise AuthenticationFailed("The organization of this API key has been deleted")
 
 
 def _is_plain(text: str) -> bool:
@@ -119,15 +168,18 @@ def _fits(sealer: Sealer, key: ApiKey, text: str) -> bool:
     return expected is not None and hmac.compare_digest(expected, key.hash)
 
 
-async def _note_use(session: AsyncSession, sealer: Sealer, key: ApiKey, text: str) -> None:
-    """Keeps `last_used_at`, and moves the hash to the newest secret key so that older ones can be retired."""
+async def _note_use(session: AsyncSession, sealer: Sealer, key: ApiKey, text: str | None = None) -> None:
+    """Keeps `last_used_at`. With the key itself at hand, moves its hash to the newest secret key, so that older ones
+    can be retired."""
     now = datetime.now(UTC)
-    key_id, digest = sealer.keyed_hash(text.encode())
-    if key.hash_key_id == key_id and key.last_used_at is not None and now - key.last_used_at < USED_EVERY:
-        return
-    await session.exec(
-        update(ApiKey).where(col(ApiKey.id) == key.id).values(last_used_at=now, hash=digest, hash_key_id=key_id)
-    )
+    changes: dict[str, Any] = {}
+    if key.last_used_at is None or now - key.last_used_at >= USED_EVERY:
+        changes["last_used_at"] = now
+    if text is not None and key.hash_key_id != sealer.key_ids[0]:
+        key_id, digest = sealer.keyed_hash(text.encode())
+        changes |= {"last_used_at": now, "hash": digest, "hash_key_id": key_id}
+    if changes:
+        await session.exec(update(ApiKey).where(col(ApiKey.id) == key.id).values(**changes))
 
 
 async def get(session: AsyncSession, key_id: UUID, organization_id: UUID | None = None) -> ApiKey:
@@ -141,8 +193,20 @@ async def get(session: AsyncSession, key_id: UUID, organization_id: UUID | None 
     return key
 
 
+async def update_fields(
+    session: AsyncSession, key: ApiKey, *, name: str | None = None, tier: str | None = None
+) -> None:
+    """Changes what is given. Raises `ValidationFailed`."""
+    if name is not None:
+        key.name = check_name(name)
+    if tier is not None:
+        key.tier = check_tier(tier)
+    session.add(key)
+    await session.flush()
+
+
 async def revoke(session: AsyncSession, key_id: UUID, organization_id: UUID | None = None) -> ApiKey:
-    """Ends a key at once, in every process. Raises `NotFound` like `get`."""
+    """Ends a key and its access tokens at once, in every process. Raises `NotFound` like `get`."""
     key = await get(session, key_id, organization_id)
     if key.revoked_at is None:
         key.revoked_at = datetime.now(UTC)

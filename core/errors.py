@@ -14,6 +14,7 @@ HookwrightError
 ├── PayloadTooLarge          the body exceeds its limit
 ├── UnsupportedMediaType     not JSON
 ├── IdempotencyKeyReused     the same key came with another body
+├── RateLimitExceeded        the API key has used up its requests
 ├── Unavailable              a part that is needed does not answer; try again later
 │   └── CircuitBreakerOpen   the receiver fails, so nothing is sent to it for now
 ├── SealError                a stored secret can't be opened (core.sealing); an operator's business, 500
@@ -137,6 +138,21 @@ class IdempotencyKeyReused(HookwrightError):
 
     code = "IDEMPOTENCY_KEY_REUSED"
     status = 422
+
+
+class RateLimitExceeded(HookwrightError):
+    """This API key has used up its requests; wait before the next"""
+
+    code = "RATE_LIMIT_EXCEEDED"
+    status = 429
+
+    def __init__(self, limit: int = 0, window_s: int = 60, retry_after_s: int = 1) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(
+            f"This API key may make {limit} requests in {window_s} s and has used them up; try again in"
+            f" {retry_after_s} s",
+            details={"limit": limit, "window": window_s, "retry_after": retry_after_s},
+        )
 
 
 class Unavailable(HookwrightError):

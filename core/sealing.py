@@ -81,6 +81,7 @@ class Sealer:
         self._random_bytes = random_bytes
         self._ciphers: dict[bytes, AESGCM] = {}
         self._hash_keys: dict[bytes, bytes] = {}
+        self._keys: dict[bytes, bytes] = {}
         for place, text in enumerate(keys, start=1):
             key = _decode_key(text, place)
             key_id = hashlib.sha256(b"hookwright key id" + key).digest()[:KEY_ID_LENGTH]
@@ -88,6 +89,7 @@ class Sealer:
                 first = list(self._ciphers).index(key_id) + 1
                 raise InvalidKey(f"Master keys {first} and {place} are the same: remove one")
             self._ciphers[key_id] = AESGCM(key)
+            self._keys[key_id] = key
             self._hash_keys[key_id] = _derive(key, b"hookwright keyed hash")
         self._newest = next(iter(self._ciphers))
 
@@ -142,6 +144,11 @@ class Sealer:
         """The same under the key of that id, as before a rotation; None when that key is not configured."""
         key = self._hash_keys.get(bytes(key_id))
         return None if key is None else hmac.digest(key, data, "sha256")
+
+    def derived_keys(self, purpose: bytes) -> dict[bytes, bytes]:
+        """A key for `purpose` from each master key, by its id, newest first. Each purpose is named here alone or by its
+        one caller, and never doubly."""
+        return {key_id: _derive(key, purpose) for key_id, key in self._keys.items()}
 
 
 def _decode_key(text: str, place: int) -> bytes:

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from core import urls
+from core import rates, urls
 from core.egress import EgressPolicy
 from core.errors import HookwrightError
 
@@ -77,6 +77,14 @@ class Settings(BaseSettings):
     batch_max_bytes: int = Field(8_388_608, ge=1024, le=134_217_728, description="Largest body of a batch of events")
 
     max_subscriptions: int = Field(20_000, ge=1, le=1_000_000, description="Subscriptions an organization may have")
+    rate_limit_default: str = Field(
+        "1000/100", description="Requests a minute / at once of an API key of the tier default"
+    )
+    rate_limit_premium: str = Field(
+        "5000/500", description="Requests a minute / at once of an API key of the tier premium"
+    )
+    rate_limit_bulk: str = Field("100/10", description="Requests a minute / at once of an API key of the tier bulk")
+    rate_limit_ingest: str = Field("off", description="Requests a minute / at once of an API key that accept events")
 
     database_pool_size: int = Field(8, ge=2, le=200, description="Connections to PostgreSQL a process")
     worker_max_in_flight: int = Field(512, ge=1, le=20_000, description="Slots of a worker for quick endpoints")
@@ -136,6 +144,14 @@ class Settings(BaseSettings):
         if "openid" not in value.split():
             raise ValueError("must have openid among them, as: openid email profile")
         return value
+
+    @field_validator("rate_limit_default", "rate_limit_premium", "rate_limit_bulk", "rate_limit_ingest")
+    @classmethod
+    def _is_rate(cls, value: str, info: ValidationInfo) -> str:
+        if not value.strip():  # as an empty line in a file of settings: not said, rather than no limit
+            return str(cls.model_fields[info.field_name or ""].default)
+        rates.parse(value.strip())
+        return value.strip()
 
     @field_validator("database_url")
     @classmethod

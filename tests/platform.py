@@ -32,6 +32,7 @@ def environment(database_url: str, redis_url: str, **more: str) -> dict[str, str
         "EGRESS_ALLOW": "127.0.0.0/8",
         "EGRESS_ALLOW_HTTP": "true",
         "SWEEP_INTERVAL_S": "0.1",
+        "RATE_LIMIT_DEFAULT": "off",  # tests look often; those of the limits set their own
     } | more
     return {f"HOOKWRIGHT_{name}": value for name, value in values.items()}
 

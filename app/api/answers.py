@@ -12,7 +12,7 @@ from core import ids
 from core.breaker import BreakerState
 from core.failures import ErrorKind
 from core.health import Health
-from core.models import ReplayStatus, SubscriptionStatus
+from core.models import RateTier, ReplayStatus, SubscriptionStatus
 from core.states import State
 
 Time = Annotated[str, WithJsonSchema(fields.TIME)]
@@ -65,6 +65,7 @@ class Event(Answer):
     metadata: Object
     matched_subscriptions: int
     created_at: Time
+    redacted_at: Time | None
 
 
 class EventWithData(Event):
@@ -122,6 +123,16 @@ class Secret(Answer):
     id: SecretId
     created_at: Time
     expires_at: Time | None
+
+
+class SecretRevealed(Secret):
+    secret_key: str
+
+
+class SecretsRevealed(Answer):
+    subscription_id: SubscriptionId
+    secret_key: str
+    secrets: list[SecretRevealed]
 
 
 class AuthenticationShown(Answer):
@@ -302,6 +313,13 @@ class Organization(Answer):
     updated_at: Time
 
 
+class OrganizationDeleted(Answer):
+    id: OrganizationId
+    organization_id: OrganizationId
+    status: Literal["deleted"]
+    deleted_at: Time
+
+
 class ApiKey(Answer):
     id: KeyId
     key_id: KeyId
@@ -309,6 +327,7 @@ class ApiKey(Answer):
     name: str
     prefix: str
     scopes: list[str]
+    tier: RateTier
     created_at: Time
     last_used_at: Time | None
     revoked_at: Time | None

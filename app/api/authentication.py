@@ -1,10 +1,11 @@
-"""Who is calling: an API key, and the organization it acts for."""
+"""Who is calling: an API key, or an access token it was exchanged for, and the organization it acts for."""
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from uuid import UUID
 
 from app.services import Services
@@ -17,8 +18,9 @@ CACHE_MAX = 10_000
 
 
 class RecentKeys:
-    """Keys that were found valid a moment ago, for event ingestion alone: acceptance looks at them again within its
-    batch, so a revoked key accepts nothing even while it is cached here."""
+    """Keys and access tokens that were found valid a moment ago, for event ingestion alone: acceptance looks at the key
+    again within its batch, so a revoked one accepts nothing even while it is cached here. Nor does an access token
+    outlive its end here."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[str, tuple[Credential, float]] = OrderedDict()
@@ -28,7 +30,10 @@ class RecentKeys:
         return found[0] if found is not None and found[1] > time.monotonic() else None
 
     def put(self, text: str, credential: Credential) -> None:
-        self._known[text] = (credential, time.monotonic() + CACHE_S)
+        holds_s = CACHE_S
+        if credential.ends_at is not None:
+            holds_s = min(holds_s, (credential.ends_at - datetime.now(UTC)).total_seconds())
+        self._known[text] = (credential, time.monotonic() + holds_s)
         self._known.move_to_end(text)
         if len(self._known) > CACHE_MAX:
             self._known.popitem(last=False)
@@ -36,30 +41,41 @@ class RecentKeys:
 
 async def authenticate(headers: Mapping[str, str], services: Services, recent: RecentKeys | None = None) -> Credential:
     """The credential in `X-API-Key` or `Authorization: Bearer`. Raises `AuthenticationFailed`."""
-    text = _key_in(headers)
+    text = _given(headers)
     known = recent.get(text) if recent is not None else None
     if known is not None:
         return known
-    async with services.database.session() as session:
-        credential = await api_keys.authenticate(session, services.sealer, text)
+    if text.startswith(api_keys.MARK):
+        async with services.database.session() as session:
+            credential = await api_keys.authenticate(session, services.sealer, text)
+    else:
+        claims = services.access_tokens.read(text, datetime.now(UTC))
+        async with services.database.session() as session:
+            credential = await api_keys.authenticate_token(session, services.sealer, claims)
     if recent is not None:
         recent.put(text, credential)
     return credential
 
 
-def _key_in(headers: Mapping[str, str]) -> str:
-    given = headers.get("x-api-key")
+def _given(headers: Mapping[str, str]) -> str:
+    """An API key from either header, or what may be an access token, which only Bearer brings (RFC 6750)."""
+    given = headers.get("x-api-key", "").strip()
     if given:
-        return given.strip()
+        if not given.startswith(api_keys.MARK):
+            raise AuthenticationFailed("X-API-Key takes an API key, which begins with sk_live_")
+        return given
     kind, _, value = headers.get("authorization", "").partition(" ")
-    if kind.lower() == "bearer" and value.strip():
-        return value.strip()
-    raise AuthenticationFailed
+    value = value.strip()
+    if kind.lower() != "bearer" or not value:
+        raise AuthenticationFailed
+    if not value.startswith(api_keys.MARK) and value.count(".") != 2:
+        raise AuthenticationFailed("Authorization: Bearer takes an API key or an access token, and this is neither")
+    return value
 
 
 def require(credential: Credential, scope: str) -> None:
     if scope not in credential.scopes:
-        raise PermissionDenied(f"This key lacks the scope {scope}", details={"required_scope": scope})
+        raise PermissionDenied(f"This key or access token lacks the scope {scope}", details={"required_scope": scope})
 
 
 def organization_of(headers: Mapping[str, str], credential: Credential) -> UUID:

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import structlog
@@ -36,6 +36,7 @@ from core.errors import (
     quoted,
 )
 from core.idempotency import IdempotentCall
+from core.rate_limits import INGEST, Verdict
 
 log = structlog.get_logger(__name__)
 
@@ -155,8 +156,9 @@ class Action:
     same as a whole, in JSON lines; the others take none. `keeps_own_keys`: it handles its `Idempotency-Key` itself,
     because its transaction is shared with other calls. `rechecks_credential`: it looks at the API key again in its own
     transaction, and nothing it says before that depends on what is stored; so one that was valid a moment ago will do.
-    `max_body`: names a setting that bounds its body, in bytes. `audited`: what a success is called in the audit log. A
-    method that changes something names it, or says in `unaudited` why there is no entry.
+    `ingests`: it takes events, which the ingest tier limits instead of the key's own. `max_body`: names a setting that
+    bounds its body, in bytes. `audited`: what a success is called in the audit log. A method that changes something
+    names it, or says in `unaudited` why there is no entry.
     """
 
     handler: Handler | LinesHandler
@@ -166,9 +168,19 @@ class Action:
     exports: bool = False
     keeps_own_keys: bool = False
     rechecks_credential: bool = False
+    ingests: bool = False
     max_body: str | None = None
     audited: str = ""
     unaudited: str = ""
+
+
+class Admitted(NamedTuple):
+    """A request whose caller is known. `verdict` None: nothing limits it."""
+
+    action: Action
+    services: Services
+    credential: Credential
+    verdict: Verdict | None
 
 
 class Resource:
@@ -193,26 +205,42 @@ class Resource:
             name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(request.scope["headers"])
         }
         request_id = _request_id(headers)
+        admitted: Admitted | None = None
         try:
-            reply = await self._answer(request, headers, request_id)
+            admitted = await self._admit(request, headers)
+            reply = await self._answer(request, headers, request_id, admitted)
         except HookwrightError as error:
-            return replies.failure(error, request_id)
+            response = replies.failure(error, request_id)
         except ClientDisconnect:
             return Response(status_code=400)  # nobody reads it
         except Exception as error:
-            return replies.failure(unforeseen(error, request_id), request_id)
-        if isinstance(reply, Lines):
-            return replies.streaming(reply, request_id)
-        return replies.success(reply, request_id, round((time.perf_counter() - started) * 1000))
+            response = replies.failure(unforeseen(error, request_id), request_id)
+        else:
+            if isinstance(reply, Lines):
+                response = replies.streaming(reply, request_id)
+            else:
+                response = replies.success(reply, request_id, round((time.perf_counter() - started) * 1000))
+        if admitted is not None and admitted.verdict is not None:
+            response.raw_headers += replies.rate_headers(admitted.verdict)
+        return response
 
-    async def _answer(self, request: Request, headers: Mapping[str, str], request_id: str) -> Reply | Lines:
-        method = request.method
-        action = self._actions.get("GET" if method == "HEAD" else method)
+    async def _admit(self, request: Request, headers: Mapping[str, str]) -> Admitted:
+        """Who calls what, and whether that key has a request left."""
+        action = self._actions.get("GET" if request.method == "HEAD" else request.method)
         if action is None:
             raise MethodNotAllowed(details={"allow": sorted(self._actions)})
         services: Services = request.app.state.services
         recent = self._recent if action.rechecks_credential else None
         credential = await authentication.authenticate(headers, services, recent)
+        tier = INGEST if action.ingests else credential.tier
+        return Admitted(action, services, credential, await services.rate_limits.take(credential.key_id, tier))
+
+    async def _answer(
+        self, request: Request, headers: Mapping[str, str], request_id: str, admitted: Admitted
+    ) -> Reply | Lines:
+        action, services, credential, verdict = admitted
+        if verdict is not None:
+            verdict.check()
         authentication.require(credential, action.scope)
         organization_id = authentication.organization_of(headers, credential) if action.tenant else NO_ORGANIZATION
         _check_address(request, action)
@@ -220,6 +248,7 @@ class Resource:
         if action.tenant and credential.organization_id is None and not action.keeps_own_keys:
             async with services.database.session() as session:
                 await organizations.get(session, organization_id)
+        method = request.method
         if method in {"POST", "PATCH"}:
             limit: int = getattr(services.settings, action.max_body) if action.max_body else MAX_BODY_BYTES
             call.body = await body.read(request.receive, headers, limit)

@@ -157,7 +157,10 @@ HEADERS: Schema = {
     "X-Request-ID": {"description": "The caller's, or one of ours", "required": True, "schema": _STRING},
     "X-RateLimit-Limit": {"description": "Requests a minute that this key may make", "schema": _WHOLE},
     "X-RateLimit-Remaining": {"description": "How many of them are left now", "schema": _WHOLE},
-    "X-RateLimit-Reset": {"description": "When all of them are there again, in Unix seconds", "schema": _WHOLE},
+    "X-RateLimit-Reset": {
+        "description": "When all that may come at once may come again, in Unix seconds",
+        "schema": _WHOLE,
+    },
     "Retry-After": {"description": "Seconds", "required": True, "schema": _WHOLE},
     "ETag": {"description": "The version, for If-Match", "schema": {**_STRING, "examples": ['"version-5"']}},
     "WWW-Authenticate": {"required": True, "schema": _STRING},

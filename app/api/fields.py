@@ -12,6 +12,7 @@ from core import api_keys, breaker, egress, ids, limits, organizations, patterns
 from core import filters as conditions
 from core import subscriptions as rules
 from core.failures import ErrorKind
+from core.models import RateTier
 from core.numbers import Bounds
 from core.selection import MAX_IDS, REASONS
 from core.states import State
@@ -162,3 +163,4 @@ Grace = Annotated[int, WithJsonSchema(whole(0, rules.MAX_GRACE_S))]
 Rate = Annotated[int, WithJsonSchema(whole(1, replays.MAX_RATE))]
 Selection = Annotated[dict[str, Any], WithJsonSchema(closed(SELECTION))]
 Scopes = Annotated[list[str], WithJsonSchema(SCOPES)]
+Tier = Annotated[str, WithJsonSchema({"type": "string", "enum": [str(one) for one in RateTier]})]

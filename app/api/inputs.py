@@ -17,6 +17,7 @@ from pydantic import (
 
 from app.api import fields
 from core.errors import ValidationFailed
+from core.models import RateTier
 from core.selection import moment
 
 Time = Annotated[datetime, BeforeValidator(moment)]
@@ -179,6 +180,12 @@ class OrganizationIn(Input):
 class ApiKeyIn(Input):
     name: fields.Name
     scopes: fields.Scopes | None = None
+    tier: fields.Tier = RateTier.DEFAULT
+
+
+class ApiKeyPatch(Input):
+    name: fields.Name | None = None
+    tier: fields.Tier | None = None
 
 
 class EventTypeIn(Input):

@@ -82,7 +82,7 @@ def _schemas(operations: Sequence[tuple[Action, Operation]]) -> Schema:
     return schemas(
         [model for _, one in operations for model in one.models],
         [one.takes for _, one in operations if one.takes is not None],
-        [model for action, one in operations if action.lists for model in one.models],
+        [model for action, one in operations if action.lists or action.exports for model in one.models],
     )
 
 
@@ -125,16 +125,18 @@ def _parameters(path: str, method: str, action: Action, said: Operation) -> Iter
         shared.append("X-Organization-ID")
     if said.labels:
         shared.append("X-Branch-ID")
-    if method == "POST":
+    if method == "POST" and not said.repeats:
         shared.append("Idempotency-Key")
     if said.versioned and _acts_on_one(path, method):
         shared.append("If-Match")
     if action.lists:
-        shared += ["sort"] if said.lines else ["limit", "after_key", "page", "pageSize", "sort"]
+        shared += ["limit", "after_key", "page", "pageSize"]
+    if action.lists or action.exports:
+        shared.append("sort")
     yield from ({"$ref": f"#/components/parameters/{name}"} for name in shared)
     for name, schema in said.filters.items():
         yield {"name": f"filters[{name}]", "in": "query", "schema": schema}
-    if action.lists:
+    if action.lists or action.exports:
         names = [name for model in said.models for name in model.names()]
         yield _separated("fields", names, "Names of fields to show")
     if said.includes:
@@ -169,20 +171,21 @@ def _faults(method: str, said: Operation) -> list[int]:
 
 def _success(method: str, action: Action, said: Operation, status: int) -> Schema:
     names = [one.__name__ for one in said.models]
-    if action.lists:
+    if action.lists or action.exports:
         names += [chosen(one) for one in said.models]
     refs = [{"$ref": SCHEMAS + name} for name in names]
     data: Schema = refs[0] if len(refs) == 1 else {"anyOf": refs}
+    line = data
     if action.lists or said.many:
         data = {"type": "array", "items": data}
     meta = "ListMeta" if action.lists else "Meta"
     headers = ["X-Request-ID", *RATE]
-    if said.versioned:
+    if said.versioned or said.shows_version:
         headers.append("ETag")
     shown = {name: {"$ref": f"#/components/headers/{name}"} for name in headers}
-    if said.lines:
+    if action.exports:
         # OpenAPI 3.1 has no word for the schema of a line.
-        content = {"application/x-ndjson": {"schema": {"type": "string"}, "x-line": data["items"]}}
+        content = {"application/x-ndjson": {"schema": {"type": "string"}, "x-line": line}}
         return {"description": "A line each", "headers": shown, "content": content}
     repeated = method == "POST" and status == 200 != said.status
     return {

@@ -30,9 +30,10 @@ class Operation:
     many: bool = False  # answers one result each, without being a list that can be paged
     versioned: bool = False
     labels: bool = False
+    shows_version: bool = False  # it answers an ETag, and takes no If-Match
+    repeats: bool = False  # a POST that is done each time it comes: it takes no Idempotency-Key
     filters: Mapping[str, Schema] = field(default_factory=dict)
     includes: tuple[str, ...] = ()
-    lines: bool = False  # it answers JSON lines as long as there are any, outside the envelope
     names_organization: bool = False  # it takes X-Organization-ID without needing one
 
     @property
@@ -93,6 +94,9 @@ OPERATIONS: Mapping[str, Mapping[str, Operation]] = {
         )
     },
     "/v1/events/{id}": {"GET": Operation("shows an event with its data", answers.EventWithData)},
+    "/v1/events/{id}/redact": {
+        "POST": Operation("removes its data for good; the record of it stays", answers.EventWithData, inputs.Nothing)
+    },
     "/v1/events/{id}/deliveries": {"GET": _deliveries("lists the deliveries of an event", "event_id")},
     "/v1/deliveries": {"GET": _deliveries("lists deliveries; dead letters with `filters[status]=dead`")},
     "/v1/deliveries/{id}": {"GET": Operation("shows a delivery with its attempts", answers.DeliveryWithAttempts)},
@@ -136,6 +140,15 @@ OPERATIONS: Mapping[str, Mapping[str, Operation]] = {
     "/v1/webhooks/subscriptions/{id}/secret/rotate": {
         "POST": Operation(
             "makes a new secret; the old sign along", answers.SubscriptionRotated, inputs.RotateIn, versioned=True
+        )
+    },
+    "/v1/webhooks/subscriptions/{id}/secret/reveal": {
+        "POST": Operation(
+            "shows the secrets that sign now; the audit log says so",
+            answers.SecretsRevealed,
+            inputs.Nothing,
+            shows_version=True,
+            repeats=True,
         )
     },
     "/v1/webhooks/subscriptions/{id}/test": {
@@ -188,6 +201,7 @@ OPERATIONS: Mapping[str, Mapping[str, Operation]] = {
     "/v1/organizations/{id}": {
         "GET": Operation("shows one", answers.Organization, versioned=True),
         "PATCH": Operation("renames it", answers.Organization, inputs.OrganizationIn, versioned=True),
+        "DELETE": Operation("ends it at once; all that it had is erased", answers.OrganizationDeleted, status=202),
     },
     "/v1/api-keys": {
         "POST": Operation(
@@ -203,9 +217,11 @@ OPERATIONS: Mapping[str, Mapping[str, Operation]] = {
             "the same as a whole, in JSON lines",
             answers.AuditEntry,
             filters=_OF_AUDIT_LOG,
-            lines=True,
             names_organization=True,
         )
     },
-    "/v1/api-keys/{id}": {"DELETE": Operation("revokes a key, at once and everywhere", answers.ApiKey)},
+    "/v1/api-keys/{id}": {
+        "PATCH": Operation("changes its name or its tier", answers.ApiKey, inputs.ApiKeyPatch),
+        "DELETE": Operation("revokes a key, at once and everywhere", answers.ApiKey),
+    },
 }

@@ -6,7 +6,7 @@ from sqlmodel import col
 
 from app.api import answers, lists, views
 from app.api.calls import Call
-from app.api.inputs import ApiKeyIn, OrganizationIn
+from app.api.inputs import ApiKeyIn, ApiKeyPatch, OrganizationIn
 from app.api.replies import Reply
 from core import api_keys, erasure, ids, organizations
 from core.errors import ValidationFailed
@@ -68,6 +68,7 @@ async def create_key(call: Call) -> Reply:
             organization_id=call.organization_id,
             name=given.name,
             scopes=given.scopes,
+            tier=given.tier,
         )
         shown = views.api_key(key)
         call.audit(session, "api_key.created", shown["id"], after=shown)
@@ -81,6 +82,18 @@ async def index_keys(call: Call) -> Reply:
         return await lists.run(
             session, query, ApiKey, [col(ApiKey.organization_id) == call.organization_id], views.api_key
         )
+
+
+async def update_key(call: Call) -> Reply:
+    given = call.read(ApiKeyPatch)
+    async with call.transaction() as session:
+        key = await api_keys.get(session, call.path_id(ids.API_KEY), call.organization_id)
+        before = views.api_key(key)
+        await api_keys.update_fields(session, key, name=given.name, tier=given.tier)
+        after = views.api_key(key)
+        if after != before:
+            call.audit(session, "api_key.updated", after["id"], before=before, after=after)
+    return Reply(after, message="API key updated")
 
 
 async def revoke_key(call: Call) -> Reply:

@@ -12,7 +12,8 @@ import orjson
 from starlette.responses import Response, StreamingResponse
 
 from core import jsontext, timestamps
-from core.errors import AuthenticationFailed, HookwrightError, Unavailable
+from core.errors import AuthenticationFailed, HookwrightError, RateLimitExceeded, Unavailable
+from core.rate_limits import Verdict
 
 
 class Reply(NamedTuple):
@@ -51,6 +52,15 @@ class _Answer(Response):
         ]
 
 
+def rate_headers(verdict: Verdict) -> list[tuple[bytes, bytes]]:
+    """What docs/api.md says of them."""
+    return [
+        (b"x-ratelimit-limit", b"%d" % verdict.limit),
+        (b"x-ratelimit-remaining", b"%d" % verdict.remaining),
+        (b"x-ratelimit-reset", b"%d" % verdict.reset_at),
+    ]
+
+
 def success(reply: Reply, request_id: str, elapsed_ms: int) -> Response:
     meta = {"request_id": request_id, "processing_time_ms": elapsed_ms, **reply.meta}
     body = {
@@ -73,7 +83,7 @@ def streaming(lines: Lines, request_id: str) -> Response:
 
 def failure(error: HookwrightError, request_id: str) -> Response:
     more: list[tuple[bytes, bytes]] = []
-    if isinstance(error, Unavailable):
+    if isinstance(error, Unavailable | RateLimitExceeded):
         more.append((b"retry-after", b"%d" % error.retry_after_s))
     if isinstance(error, AuthenticationFailed):
         more.append((b"www-authenticate", b"Bearer"))  # RFC 9110, section 15.5.2: every 401 names a scheme

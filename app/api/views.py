@@ -57,6 +57,7 @@ def api_key(row: ApiKey) -> dict[str, Any]:
         "name": row.name,
         "prefix": row.prefix,
         "scopes": row.scopes,
+        "tier": row.tier,
         "created_at": _time(row.created_at),
         "last_used_at": _time(row.last_used_at),
         "revoked_at": _time(row.revoked_at),

@@ -21,6 +21,7 @@ def create(
     org: Annotated[str | None, typer.Option(metavar="ORG", help="The organization that it is for.")] = None,
     platform: Annotated[bool, typer.Option("--platform", help="A key for every organization, instead.")] = False,
     scopes: Annotated[str | None, typer.Option(help="Comma-separated; every scope that such a key can have.")] = None,
+    tier: Annotated[str, typer.Option(help="How many requests it may make: default, premium or bulk.")] = "default",
     name: Annotated[str, typer.Option(help="What lists show.")] = "made on the command line",
     data_dir: DataDir = DEFAULT_DATA_DIR,
     as_json: Json = False,
@@ -38,7 +39,12 @@ def create(
             owner = None if org is None else (await organizations.get(session, _organization_id(org))).id
             chosen = None if scopes is None else api_keys.check_scopes(words(scopes), platform=platform)
             record, key = await api_keys.create(
-                session, sealer, organization_id=owner, name=organizations.check_name(name), scopes=chosen
+                session,
+                sealer,
+                organization_id=owner,
+                name=organizations.check_name(name),
+                scopes=chosen,
+                tier=tier,
             )
             shown = views.api_key(record)
             audit.record(
@@ -67,7 +73,7 @@ def list_all(
     if as_json:
         give_json(found)
     elif found:
-        give(rows(found, "key_id", "organization_id", "name", "prefix", "last_used_at", "revoked_at", "scopes"))
+        give(rows(found, "key_id", "organization_id", "name", "prefix", "last_used_at", "revoked_at", "tier", "scopes"))
     else:
         say("There is no such key.")
 

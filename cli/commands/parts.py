@@ -29,31 +29,26 @@ def web(host: Host = DEFAULT_HOST, port: Port = DEFAULT_PORT) -> None:
     settings = _start()
     _end_cleanly_on_signals()
     free_port(host, port)  # else uvicorn would start the application before it notices
-    import uvicorn
-
     from app.main import create
+    from cli.serving import bounds_of_this_process, serve
 
     log.info("web process starting", host=host, port=port)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create(settings),
-            host=host,
-            port=port,
-            loop="uvloop",
-            http="httptools",
-            ws="none",
-            lifespan="on",
-            log_config=None,  # ours is in place, and has no use for four lines at each start
-            log_level=None if settings.log_level == "debug" else "warning",
-            access_log=False,
-            server_header=False,
-            # Said either way: uvicorn would otherwise believe whatever comes from 127.0.0.1, and read a variable of its
-            # own. Addresses stand in the audit log, and what is tried from each is counted.
-            proxy_headers=bool(settings.trusted_proxies),
-            forwarded_allow_ips=list(settings.trusted_proxies),
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=GRACE_S,
-        )
+    server = serve(
+        create(settings),
+        bounds_of_this_process(),
+        host=host,
+        port=port,
+        loop="uvloop",
+        log_config=None,  # ours is in place, and has no use for four lines at each start
+        log_level=None if settings.log_level == "debug" else "warning",
+        access_log=False,
+        server_header=False,
+        # Said either way: uvicorn would otherwise believe whatever comes from 127.0.0.1, and read a variable of its
+        # own. Addresses stand in the audit log, and what is tried from each is counted.
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=GRACE_S,
     )
     # What is here by now stays. The garbage collector would look through it over and over, for 6 % of what accepting
     # events costs.

@@ -1,16 +1,26 @@
-"""Who may do what: keys, scopes, tenants. Access is walked through `API`, so a new path is tested by being there."""
+"""Who may do what: keys, access tokens, scopes, tenants. Access is walked through `API`, so a new path is tested by
+being there; and every route of the application is in it, or among those that are public by intent."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
+from sqlmodel import SQLModel
+from starlette.routing import Route
 
-from app.routes import API
-from core import ids
+from app.admin.frame import PageResource
+from app.api.calls import Resource
+from app.main import create
+from app.routes import API, PAGES, PUBLIC
+from core import ids, settings
+from core.access_tokens import AccessTokens
 from core.api_keys import ALL_SCOPES, ORGANIZATION_SCOPES, ORGANIZATIONS_ADMIN
+from core.sealing import Sealer, generate_key
 from tests.api import (
     SUBSCRIPTIONS,
     URL,
@@ -23,13 +33,11 @@ from tests.api import (
     shown_organization,
     success_of,
 )
-from tests.platform import Platform, shown
+from tests.platform import Platform, environment, shown
 
 EVERY = [(method, path) for path, actions in API.items() for method in actions]
-TABLES = (
-    *("organizations", "api_keys", "event_types", "subscriptions", "subscription_secrets", "events", "event_keys"),
-    *("deliveries", "replays", "replay_items", "idempotency_keys", "delivery_stats"),
-)
+# Whoever opens a path to anybody says so here as well.
+OPEN = {"/healthz", "/readyz", "/oauth/token", "/v1/openapi.json", "/static"}
 # A body that each path would accept, so that nothing but access stands in its way.
 BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/events"): {"event_type": "a.b", "data": {}},
@@ -41,6 +49,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/organizations"): {"name": "A new one"},
     ("PATCH", "/v1/organizations/{id}"): {"name": "Renamed"},
     ("POST", "/v1/api-keys"): {"name": "A new one"},
+    ("PATCH", "/v1/api-keys/{id}"): {"name": "Renamed"},
 }
 
 
@@ -79,7 +88,7 @@ async def own_everything(p: Platform) -> Owned:
 async def contents(p: Platform) -> dict[str, list[str]]:
     """All that is stored, without the moments of keys' last use."""
     found = {}
-    for table in TABLES:
+    for table in SQLModel.metadata.tables:
         what = "(t.id, t.name, t.scopes, t.revoked_at)" if table == "api_keys" else "t"
         rows = await p.sql(f"SELECT {what}::text AS row FROM {table} t ORDER BY 1")
         found[table] = [row["row"] for row in rows]
@@ -90,25 +99,72 @@ def body_of(method: str, path: str) -> Any:
     return BODIES.get((method, path), {} if method == "POST" else None)
 
 
+def token(p: Platform, key_id: UUID, organization_id: UUID | None, scopes: Sequence[str], age_s: float = 0) -> str:
+    issued = datetime.now(UTC) - timedelta(seconds=age_s)
+    return p.services.access_tokens.issue(key_id, organization_id, scopes, issued)
+
+
+def bearer(text: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {text}", "X-API-Key": ""}
+
+
+def test_every_route_of_the_application_says_what_it_needs() -> None:
+    app = create(settings.load(environment("postgresql://127.0.0.1:1/none", "redis://127.0.0.1:1/0")))
+    walked, pages = set(), set()
+    for route in app.routes:
+        if isinstance(route, Route) and isinstance(route.app, Resource):
+            assert route.app.actions == API[route.path]
+            assert all(action.scope in ALL_SCOPES for action in route.app.actions.values())
+            walked.add(route.path)
+        elif isinstance(route, Route) and isinstance(route.app, PageResource):
+            assert route.app.pages == PAGES[route.path]  # each names a role, or why anybody may
+            pages.add(route.path)
+        else:
+            assert any(route is one for one in PUBLIC), f"{route} is declared nowhere"
+    assert walked == set(API)
+    assert pages == set(PAGES)
+    assert {route.path for route in PUBLIC} == OPEN
+
+
 def test_every_path_wants_a_key_with_its_scope_and_changes_nothing_without(database_url: str, redis_url: str) -> None:
     async def check(p: Platform) -> None:
         owned = await own_everything(p)
         every = set(ALL_SCOPES)
         lacking = {scope: await make_key(p, None, sorted(every - {scope})) for scope in ALL_SCOPES}
+        [platform] = await p.sql("SELECT id FROM api_keys WHERE scopes @> $1", list(every))
+        platform_id = platform["id"]
+        elsewhere = AccessTokens(Sealer([generate_key()]), p.services.settings.public_url)
+        refused = {
+            "without a key": {"X-API-Key": ""},
+            "with nonsense": {"X-API-Key": "sk_live_" + "x" * 43},
+            "with another's kind": {"X-API-Key": "Basic abc"},
+            "with a token that has expired": bearer(token(p, platform_id, None, ALL_SCOPES, age_s=3600)),
+            "with a token of another installation": bearer(
+                elsewhere.issue(platform_id, None, ALL_SCOPES, datetime.now(UTC))
+            ),
+            "with a token of a key that is none": bearer(token(p, UUID(int=5), None, ALL_SCOPES)),
+            "with a token as a key": {"X-API-Key": token(p, platform_id, None, ALL_SCOPES)},
+        }
+        named = {"X-Organization-ID": shown(p), "Idempotency-Key": "k"}
         before = await contents(p)
         for method, path in EVERY:
             scope = API[path][method].scope
             url, body = owned.url(path), body_of(method, path)
-            keys = {"without a key": "", "with nonsense": "sk_live_" + "x" * 43, "with another's kind": "Basic abc"}
-            for how, key in keys.items():
-                answer = await p.client.request(method, url, json=body, headers={"X-API-Key": key})
+            for how, headers in refused.items():
+                answer = await p.client.request(method, url, json=body, headers=headers | named)
                 error = error_of(answer, 401, "AUTHENTICATION_FAILED")
                 assert answer.headers["www-authenticate"] == "Bearer", how
-                assert key not in error["message"] or not key
-            headers = {"X-API-Key": lacking[scope], "X-Organization-ID": shown(p), "Idempotency-Key": "k"}
-            answer = await p.client.request(method, url, json=body, headers=headers)
-            assert error_of(answer, 403, "PERMISSION_DENIED")["details"] == {"required_scope": scope}, (method, path)
+                assert not any(value and value in error["message"] for value in headers.values()), how
+            narrow = token(p, platform_id, None, sorted(every - {scope}))
+            for headers in ({"X-API-Key": lacking[scope]}, bearer(narrow)):
+                answer = await p.client.request(method, url, json=body, headers=headers | named)
+                error = error_of(answer, 403, "PERMISSION_DENIED")
+                assert error["details"] == {"required_scope": scope}, (method, path)
         assert await contents(p) == before
+        # What all these lacked is what a key and a token that are refused nowhere have.
+        whole = bearer(token(p, platform_id, None, ALL_SCOPES))
+        for headers in ({"X-API-Key": p.platform_key}, whole):
+            assert (await p.client.get(owned.url("/v1/events/{id}"), headers=headers | named)).status_code == 200
 
     run(database_url, redis_url, check)
 
@@ -118,20 +174,29 @@ def test_what_another_tenant_owns_is_not_found_and_unchanged(database_url: str, 
         owned = await own_everything(p)
         other = await make_organization(p)
         stranger = await make_key(p, other)
+        [row] = await p.sql("SELECT id FROM api_keys WHERE organization_id = $1", other)
+        as_token = bearer(token(p, row["id"], other, ORGANIZATION_SCOPES))
+        # As if somebody could sign: the key of one organization and the name of the other.
+        mixed = bearer(token(p, row["id"], p.organization_id, ORGANIZATION_SCOPES))
         platform_key = {"X-API-Key": p.platform_key, "X-Organization-ID": shown_organization(other)}
         before = await contents(p)
         for method, path in EVERY:
-            if "{" not in path or not API[path][method].tenant:
+            action = API[path][method]
+            if not action.tenant:
                 continue
             url, body = owned.url(path), body_of(method, path)
-            callers = [platform_key]
-            if API[path][method].scope != ORGANIZATIONS_ADMIN:
-                callers.append({"X-API-Key": stranger, "Idempotency-Key": "k"})
+            strangers = [{"X-API-Key": stranger, "Idempotency-Key": "k"}, as_token | {"Idempotency-Key": "k"}]
+            callers = [platform_key] if "{" in path else []
+            if action.scope != ORGANIZATIONS_ADMIN:
+                callers += [caller | {"X-Organization-ID": shown(p)} for caller in strangers]
+                callers += strangers if "{" in path else []
             for headers in callers:
                 error_of(await p.client.request(method, url, json=body, headers=headers), 404, "NOT_FOUND")
+            error_of(await p.client.request(method, url, json=body, headers=mixed), 401, "AUTHENTICATION_FAILED")
         for path in ("/v1/events", "/v1/deliveries", "/v1/replays", SUBSCRIPTIONS, "/v1/event-types"):
-            listed = success_of(await p.client.get(path, headers={"X-API-Key": stranger}), 200)
-            assert listed["data"] == [], path
+            for headers in ({"X-API-Key": stranger}, as_token):
+                listed = success_of(await p.client.get(path, headers=headers), 200)
+                assert listed["data"] == [], path
         for name in ("subscription_id", "event_id", "replay_id", "ids"):
             place = {"subscription_id": SUBSCRIPTIONS, "event_id": "/v1/events", "replay_id": "/v1/replays"}
             value = owned.ids[place.get(name, "/v1/deliveries")]

@@ -12,9 +12,13 @@ import pytest
 
 from app.api import audit_log
 from app.routes import API
-from core import errors, filters, selection
+from cli.commands.parts import KEEP_ALIVE_S
+from cli.serving import Bounds
+from core import access_tokens, errors, filters, rates, selection
 from core.failures import ErrorKind
+from core.models import RateTier
 from core.payloads import FORMATS
+from core.settings import Settings
 from tests.api import FAST, SUBSCRIPTIONS, run, success_of
 from tests.platform import Platform, shown
 from tests.receiver import Receiver
@@ -38,6 +42,27 @@ def test_every_error_code_is_documented_with_its_status() -> None:
     assert {(int(status), code) for status, code in rows} == {
         (one.status, one.code) for one in kinds(errors.HookwrightError)
     }
+
+
+def test_bounds_and_limits_are_documented_as_they_are() -> None:
+    bounds = Bounds()
+    [section] = re.findall(r"### What a client may take\n(.*?)\n## ", TEXT, re.S)
+    for said in (
+        f"{bounds.head_bytes >> 10} KiB, and {bounds.headers} headers",
+        f"within {bounds.head_s:.0f} s of connecting",
+        f"a body within {bounds.body_s:.0f} s, or longer where it comes at {bounds.body_bytes_per_s >> 10} KiB/s",
+        f"taken within {bounds.answer_s:.0f} s",
+        f"within {bounds.linger_s:.0f} s |",
+        f"within {KEEP_ALIVE_S} s |",
+        f"{bounds.connections:,} connections",
+    ):
+        assert said in section
+    assert f'"expires_in": {access_tokens.LIFETIME_S}' in TEXT
+    for tier in RateTier:
+        rate = rates.parse(Settings.model_fields[f"rate_limit_{tier}"].default)
+        assert rate
+        setting = f"`HOOKWRIGHT_RATE_LIMIT_{tier.upper()}`"
+        assert f"| `{tier}` | {rate.per_minute:,} | {rate.burst} | {setting} |" in TEXT
 
 
 def test_filters_operators_formats_and_errors_are_documented() -> None:

@@ -40,7 +40,10 @@ async def walk(p: Platform, url: str) -> Answers:
     await call("GET", f"/v1/organizations/{organization['id']}")
     await call("PATCH", f"/v1/organizations/{organization['id']}", {"name": "Renamed"})
     await every("/v1/organizations")
+    erased = await call("POST", "/v1/organizations", {"name": "Erased"})
+    await call("DELETE", f"/v1/organizations/{erased['id']}")
     key = await call("POST", "/v1/api-keys", {"name": "k", "scopes": ["events.read"]})
+    await call("PATCH", f"/v1/api-keys/{key['id']}", {"tier": "bulk"})
     await every("/v1/api-keys")
     await call("DELETE", f"/v1/api-keys/{key['id']}")
 
@@ -59,6 +62,7 @@ async def walk(p: Platform, url: str) -> Answers:
     await call("GET", one)
     await every(SUBSCRIPTIONS, "filters[status]=active")
     await call("POST", f"{one}/secret/rotate")
+    await call("POST", f"{one}/secret/reveal")
     await call("POST", f"{one}/pause")
 
     body = {"event_type": "a.b", "data": {"a": 1}, "event_id": "mine", "branch_id": "b", "metadata": {"m": 1}}
@@ -84,6 +88,9 @@ async def walk(p: Platform, url: str) -> Answers:
         await call("POST", f"/v1/replays/{replay['id']}/{name}")
     await call("GET", f"/v1/replays/{replay['id']}")
     await every("/v1/replays", "filters[status]=cancelled")
+
+    await call("POST", f"/v1/events/{event['event_id']}/redact")
+    await call("GET", f"/v1/events/{event['event_id']}")
 
     await call("GET", f"{one}/health")
     await call("GET", f"{one}/performance")

@@ -85,6 +85,11 @@ async def _key(p: Platform, path: str) -> Ready:
     return Ready(path.replace("{id}", id_), resource=id_)
 
 
+async def _renamed_key(p: Platform, path: str) -> Ready:
+    ready = await _key(p, path)
+    return Ready(ready.url, {"name": f"renamed {ids.new_id().hex}"}, ready.resource)
+
+
 def _posts(body: Callable[[], Any]) -> Callable[[Platform, str], Awaitable[Ready]]:
     async def ready(_: Platform, path: str) -> Ready:
         return Ready(path, body())
@@ -119,6 +124,7 @@ READY: dict[tuple[str, str], Callable[[Platform, str], Awaitable[Ready]]] = {
     ("PATCH", "/v1/organizations/{id}"): _organization,
     ("DELETE", "/v1/organizations/{id}"): _organization,
     ("POST", "/v1/api-keys"): _posts(lambda: {"name": "A new one"}),
+    ("PATCH", "/v1/api-keys/{id}"): _renamed_key,
     ("DELETE", "/v1/api-keys/{id}"): _key,
 }
 

@@ -150,6 +150,12 @@ def test_a_new_key_acts_for_its_organization(configured: Cli, database_url: str,
     found = credential(database_url, made.out.strip())
     assert found.organization_id == ids.parse(ids.ORGANIZATION, organization)
     assert found.scopes == {"events.write", "events.read"}
+    assert found.tier == "default"
+    made = configured("key", "create", "--org", organization, "--tier", "bulk", "--json")
+    assert json.loads(made.out)["tier"] == "bulk"
+    made = configured("key", "create", "--org", organization, "--tier", "gold")
+    assert (made.code, made.out) == (1, "")
+    assert "tier: Must be one of: default, premium, bulk" in made.err
 
 
 def test_a_platform_key_has_every_scope(configured: Cli, database_url: str) -> None:

@@ -76,9 +76,9 @@ def test_an_operation_says_all_there_is_to_know(path: str, method: str, action: 
     in_path = {parameter["name"] for parameter in parameters if parameter["in"] == "path"}
     assert in_path == set(re.findall(r"\{([a-z_]+)\}", path))
     assert all("pattern" in parameter["schema"] for parameter in parameters if parameter["in"] == "path")
-    assert (lists._PLAIN - {"include"} <= names) == (action.lists and not OPERATIONS[path][method].lines)
-    assert ({"sort", "fields"} <= names) == action.lists
-    assert ("Idempotency-Key" in names) == (method == "POST")
+    assert (lists._PLAIN - {"include"} <= names) == action.lists
+    assert ({"sort", "fields"} <= names) == (action.lists or action.exports)
+    assert ("Idempotency-Key" in names) == (method == "POST" and not OPERATIONS[path][method].repeats)
     assert ("X-Organization-ID" in names) == (action.tenant or path.startswith("/v1/audit-log"))
     assert ("requestBody" in one) == (method in {"POST", "PATCH"})
     assert {"400", "401", "403", "404", "429", "500", "503"} < set(one["responses"])

@@ -136,6 +136,10 @@ def test_all_faults_are_named_at_once() -> None:
         ("EGRESS_DENY", "::ffff:10.0.0.0/104", "write '::ffff:10.0.0.0/104' as IPv4"),
         ("EGRESS_DENY", "10.0.0.1/8", "'10.0.0.1/8' is no CIDR"),
         ("EGRESS_ALLOW_HTTP", "perhaps", "boolean"),
+        ("RATE_LIMIT_DEFAULT", "1000", "must be requests a minute and requests at once, as 1000/100"),
+        ("RATE_LIMIT_PREMIUM", "0/100", "each from 1 to 10000000; or off"),
+        ("RATE_LIMIT_BULK", "100/-1", "each from 1 to 10000000; or off"),
+        ("RATE_LIMIT_INGEST", "none", "each from 1 to 10000000; or off"),
         ("RETENTION_DAYS", "thirty", "integer"),
         ("RETENTION_DAYS", "0", "greater than or equal to 1"),
         ("LEASE_MARGIN_S", "1", "greater than or equal to 2"),
@@ -157,6 +161,11 @@ def test_lists_are_split_at_commas() -> None:
     loaded = settings.load(ENOUGH | {"HOOKWRIGHT_EGRESS_ALLOW": " 127.0.0.0/8, ::1/128,", "HOOKWRIGHT_EGRESS_DENY": ""})
     assert loaded.egress_allow == ("127.0.0.0/8", "::1/128")
     assert loaded.egress_deny == ()
+
+
+def test_an_empty_rate_limit_counts_as_not_given() -> None:
+    loaded = settings.load(ENOUGH | {"HOOKWRIGHT_RATE_LIMIT_DEFAULT": "", "HOOKWRIGHT_RATE_LIMIT_INGEST": " "})
+    assert (loaded.rate_limit_default, loaded.rate_limit_ingest) == ("1000/100", "off")
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+asyncpg"])
