@@ -17,7 +17,7 @@ from starlette.types import Message
 from app.api import body
 from core.errors import PermissionDenied, ValidationFailed
 
-TOKEN = "form_token"  # noqa: S105 - a field's name
+TOKEN = "form_token"  # nosec B105 # noqa: S105 - a field's name
 MAX_BYTES = 65_536
 MAX_FIELDS = 200
 
