@@ -109,7 +109,7 @@ def _client(authorization: str, form: Mapping[str, str]) -> tuple[str, str]:
         try:
             client_id, colon, secret = base64.b64decode(value.strip(), validate=True).decode("utf-8").partition(":")
         except ValueError:  # binascii.Error and UnicodeError are such
-            colon = client_id = secret = ""  # nosec B105 - nothing was given
+            colon = client_id = secret = ""  # nosec B105 # nothing was given
         if not colon:
             raise _unknown("Authorization: Basic takes base64 of client_id:client_secret")
         client_id, secret = unquote_plus(client_id), unquote_plus(secret)
@@ -149,7 +149,7 @@ def _issue(services: Services, credential: Credential, scope: str) -> dict[str, 
     made = services.access_tokens.issue(credential.key_id, credential.organization_id, scopes, datetime.now(UTC))
     return {
         "access_token": made,
-        "token_type": "Bearer",  # nosec B105 - what RFC 6750 calls it
+        "token_type": "Bearer",  # nosec B105 # what RFC 6750 calls it
         "expires_in": access_tokens.LIFETIME_S,
         "scope": " ".join(scopes),
     }

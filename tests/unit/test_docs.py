@@ -35,3 +35,18 @@ def test_links_between_documents_lead_somewhere() -> None:
         if not (page.parent / target).exists()
     ]
     assert not broken
+
+
+def test_each_test_that_the_security_table_names_is_there() -> None:
+    """A defence whose test was renamed or removed would be a promise that nothing proves."""
+    text = (ROOT / "SECURITY.md").read_text("utf-8")
+    named, gone = 0, []
+    for row in (line for line in text.splitlines() if line.startswith("|")):
+        source = ""
+        for file, name in re.findall(r"`((?:[a-z]+/\w+\.py)?)(?:::(\w+))?`", row):
+            source = (ROOT / "tests" / file).read_text("utf-8") if file else source
+            named += bool(file or name)
+            if name and f"def {name}(" not in source:
+                gone.append(name)
+    assert gone == []
+    assert named > 60
