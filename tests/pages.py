@@ -24,6 +24,11 @@ SAME_ORIGIN = {"Sec-Fetch-Site": "same-origin", "Accept": "text/html"}
 _hashes: dict[str, str] = {}
 
 
+def form_token_in(page: str) -> str:
+    found = re.search(r'name="form_token" value="([0-9a-f]{64})"', page)
+    return found[1] if found else ""
+
+
 class Visitor:
     """A browser as far as the server sees one."""
 
@@ -40,8 +45,7 @@ class Visitor:
     @property
     def form_token(self) -> str:
         """Of the page that it was shown last."""
-        found = re.search(r'name="form_token" value="([0-9a-f]{64})"', self.page.text)
-        return found[1] if found else ""
+        return form_token_in(self.page.text)
 
     async def post(self, path: str, headers: dict[str, str] | None = None, **fields: str) -> httpx.Response:
         """Sends a form of the page that it was shown last."""

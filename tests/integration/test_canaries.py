@@ -20,7 +20,7 @@ import redis
 from sqlalchemy.engine import make_url
 
 from cli.supervisor.ports import free_port
-from core import api_keys, ids, organizations
+from core import api_keys, ids, organizations, set_up_link
 from core.audit import COMMAND_LINE, record
 from core.database import Database
 from core.logs import _without_details
@@ -28,6 +28,7 @@ from core.sealing import Sealer
 from tests.api import SUBSCRIPTIONS
 from tests.commands import HOOKWRIGHT, clean_env
 from tests.dumps import dump, forms, leaks
+from tests.pages import SAME_ORIGIN, form_token_in
 from tests.platform import SECRET_KEY, environment, eventually
 from tests.receiver import Receiver
 from tests.services import Services, plain_url
@@ -40,6 +41,8 @@ WRONG_KEY = "sk_live_canaryOfAKeyThatIsNone55555555555555555"
 URL_TOKEN = "canary-of-a-token-in-a-url-6"
 PAYLOAD = "canary-of-a-payload-7"
 METADATA = "canary-of-metadata-8"
+PASSWORD, WRONG_PASSWORD = "canary of a password 9", "canary of a wrong password 10"
+CLIENT_SECRET = "canary-of-an-oidc-client-secret-11"
 MASTER = base64.b64decode(SECRET_KEY).decode()
 
 ONCE = {"backoff_strategy": "fixed", "base_delay_ms": 1, "max_attempts": 2}
@@ -117,7 +120,12 @@ class System:
         self._stack = ExitStack()
         self.ports = [free_port("127.0.0.1", 0) for _ in range(2)]
         for port, log_format in zip(self.ports, ("text", "json"), strict=True):
-            env = clean_env(environment(database_url, redis_url, LOG_LEVEL="debug", LOG_FORMAT=log_format))
+            more = {
+                "OIDC_ISSUER": "http://127.0.0.1:1",
+                "OIDC_CLIENT_ID": "hookwright",
+                "OIDC_CLIENT_SECRET": CLIENT_SECRET,
+            }
+            env = clean_env(environment(database_url, redis_url, LOG_LEVEL="debug", LOG_FORMAT=log_format, **more))
             for arguments in (("web", "--port", str(port)), ("worker",)):
                 log = self._stack.enter_context((folder / f"{arguments[0]}-{log_format}.log").open("wb"))
                 process = subprocess.Popen([*HOOKWRIGHT, *arguments], env=env, stdout=log, stderr=log)
@@ -213,6 +221,43 @@ async def do_it_right(call: Caller, receiver: Receiver) -> list[str]:
         )
     await call.data("POST", "/v1/events/batch", {"events": [event] * 4})
     return made
+
+
+async def let_people_in(system: System, key_id: str, key: str) -> list[str]:
+    """Set-up by the link, sign-ins that fail and succeed, and an access token. Returns the secrets that came of it."""
+    connection = await asyncpg.connect(plain_url(system.owner_url))
+    link = await set_up_link.make(connection)
+    await connection.close()
+    assert link is not None
+    found = [link]
+    for port in system.ports:
+        origin = f"http://127.0.0.1:{port}"
+        async with httpx.AsyncClient(base_url=origin, headers=SAME_ORIGIN, timeout=30) as browser:
+
+            async def post(
+                path: str, shown: httpx.Response, browser: httpx.AsyncClient = browser, **fields: str
+            ) -> int:
+                return (await browser.post(path, data={"form_token": form_token_in(shown.text), **fields})).status_code
+
+            if port == system.ports[0]:
+                chosen = {"token": link, "email": "a@example.com", "name": "A"}
+                shown = await browser.get(f"/set-up/{link}")
+                assert await post("/set-up", shown, password=WRONG_PASSWORD, again=PASSWORD, **chosen) == 400
+                assert await post("/set-up", shown, password=PASSWORD, again=PASSWORD, **chosen) == 303
+                found += browser.cookies.values()
+                assert await post("/sign-out", await browser.get("/account")) == 303
+            assert (await browser.get(f"/set-up/{link}")).status_code == 404
+            shown = await browser.get("/sign-in")
+            assert await post("/sign-in", shown, email="a@example.com", password=WRONG_PASSWORD, next="/") >= 400
+            assert await post("/sign-in", shown, email=PASSWORD, password=PASSWORD, next="/") >= 400
+            assert await post("/sign-in", shown, email="a@example.com", password=PASSWORD, next="/") == 303
+            await browser.get("/sign-in/sso")
+            form = {"grant_type": "client_credentials", "client_id": key_id, "client_secret": key}
+            token = (await browser.post("/oauth/token", data=form)).json()["access_token"]
+            spoilt = {"Authorization": f"Bearer {token[:-4]}AAAA"}
+            assert (await browser.get("/v1/events", headers=spoilt)).status_code == 401
+            found += [*browser.cookies.values(), token]
+    return found
 
 
 async def do_it_wrong(call: Caller, one: str) -> None:
@@ -316,7 +361,8 @@ async def let_things_fail(system: System, call: Caller, made: list[str], redis_u
             ids.parse(ids.SUBSCRIPTION, made[0]),
         )
         await connection.execute(
-            "UPDATE subscriptions SET headers = overlay(headers PLACING '\\x00' FROM 30), version = version + 1"
+            "UPDATE subscriptions"
+            " SET headers = set_byte(headers, 29, get_byte(headers, 29) # 255), version = version + 1"
         )
         for id_ in made[:2]:
             assert (await call("GET", f"{SUBSCRIPTIONS}/{id_}")).status_code == 500
@@ -347,14 +393,15 @@ def test_no_secret_is_in_logs_redis_audit_errors_or_a_dump(
     services: Services, database_url: str, owner_url: str, redis_url: str, tmp_path: Path
 ) -> None:
     secrets: list[str] = [SIGNING, ROTATED, PLAIN, HEADER, WRONG_KEY, SECRET_KEY, MASTER]
+    secrets += [PASSWORD, WRONG_PASSWORD, CLIENT_SECRET]
     server_log = services.postgres_log
     logged_before = len(server_log.read_bytes())
 
-    async def make_key() -> str:
+    async def make_key() -> tuple[str, str]:
         database = Database(database_url)
         async with database.session() as session:
             organization = await organizations.create(session, "Test")
-            _, key = await api_keys.create(
+            row, key = await api_keys.create(
                 session, Sealer([SECRET_KEY]), organization_id=organization.id, name="canary"
             )
             # As an audited change of a subscription has it.
@@ -362,14 +409,15 @@ def test_no_secret_is_in_logs_redis_audit_errors_or_a_dump(
             record(session, COMMAND_LINE, "test", "", organization_id=organization.id, before=url, after=url | {"a": 1})
             record(session, COMMAND_LINE, "test", "", organization_id=organization.id, after=url)
         await database.close()
-        return key
+        return ids.show(ids.API_KEY, row.id), key
 
     async def main(system: System, receiver: Receiver) -> Caller:
-        key = await make_key()
+        key_id, key = await make_key()
         secrets.append(key)
         call = Caller(system, key)
         try:
             await eventually(call.serves, 60)
+            secrets.extend(await let_people_in(system, key_id, key))
             made = await do_it_right(call, receiver)
             await do_it_wrong(call, f"{SUBSCRIPTIONS}/{made[0]}")
 
