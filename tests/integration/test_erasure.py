@@ -271,7 +271,7 @@ class NoBreakers(Breakers):
 
 def test_a_subscription_that_is_made_while_its_organization_is_deleted(database_url: str) -> None:
     """Whoever comes second waits: either there is no such organization any more, or the subscription goes with it."""
-    rules = subscriptions.Rules(EgressPolicy(), Sealer([SECRET_KEY]))
+    rules = subscriptions.Rules(EgressPolicy(), Sealer([SECRET_KEY]), 1_000)
 
     async def check(seeds: Seeds) -> None:
         given = {"url": "https://example.com/hook", "events": ["*"]}

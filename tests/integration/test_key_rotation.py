@@ -149,7 +149,7 @@ def test_secrets_are_resealed_while_events_are_accepted_and_delivered(database_u
 
 
 def planted(keys: list[str]) -> subscriptions.Rules:
-    return subscriptions.Rules(EgressPolicy(), Sealer(keys))
+    return subscriptions.Rules(EgressPolicy(), Sealer(keys), 1_000)
 
 
 async def plant(seeds: Seeds, key: str) -> Any:

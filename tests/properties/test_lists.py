@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.requests import Request
 
-from app.api import lists
+from app.api import answers, lists
 from app.api.lists import MAX_COUNTED, MAX_LIMIT, ListQuery
 from core.database import Database
 from core.errors import ValidationFailed
@@ -35,7 +35,7 @@ def test_a_cursor_reads_back(key: UUID) -> None:
     faults: dict[str, list[str]] = {}
     text = lists._encode(key)
     assert (lists._decode(text, faults), faults) == (key, {})
-    assert lists.parse(asked([("after_key", text)])).after == key
+    assert lists.parse(asked([("after_key", text)]), answers.Event).after == key
     assert text.isascii()
     assert len(text) == 22
 
@@ -56,7 +56,7 @@ def test_whatever_is_asked_of_a_list_is_read_within_bounds_or_refused_by_name(
 ) -> None:
     query, named = None, set()
     try:
-        query = lists.parse(asked(parameters), includes=["x"])
+        query = lists.parse(asked(parameters), answers.Event, includes=["x"])
     except ValidationFailed as error:
         named = set(error.details)
     assert named <= {name for name, _ in parameters} | {"query"}
