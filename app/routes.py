@@ -9,6 +9,7 @@ from starlette.staticfiles import StaticFiles
 
 from app import health, oauth
 from app.admin import account, set_up, sign_in, single_sign_on, start, users
+from app.admin import audit_log as audit_log_page
 from app.admin.frame import Page, PageResource
 from app.api import (
     audit_log,
@@ -172,6 +173,7 @@ PAGES: dict[str, dict[str, Page]] = {
     "/users/{id}/disable": {"POST": Page(users.disable, role=Role.ADMIN)},
     "/users/{id}/enable": {"POST": Page(users.enable, role=Role.ADMIN)},
     "/users/{id}/reset": {"POST": Page(users.reset, role=Role.ADMIN)},
+    "/audit-log": {"GET": Page(audit_log_page.index, role=Role.ADMIN)},
 }
 
 # For anybody: whether the process is well, what the API is, and what pages are drawn with. They show nothing of

@@ -36,7 +36,11 @@ TEMPLATES.filters["time"] = lambda moment: f"{moment:%Y-%m-%d %H:%M} UTC"
 TEMPLATES.globals["FORM_TOKEN"] = forms.TOKEN
 
 # What the head of every page leads to, and the least role that may go there.
-NAVIGATION = (("Start", "/", Role.VIEWER), ("Users", "/users", Role.ADMIN))
+NAVIGATION = (
+    ("Start", "/", Role.VIEWER),
+    ("Users", "/users", Role.ADMIN),
+    ("Audit log", "/audit-log", Role.ADMIN),
+)
 
 
 @dataclass

@@ -19,6 +19,7 @@ from core.models_access import Role
 from tests.api import error_of, run
 from tests.pages import ORIGIN, Visitor, everything, make_user, shown, signed_in
 from tests.platform import Platform
+from tests.platform import shown as shown_organization
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
@@ -215,5 +216,31 @@ def test_over_plain_http_the_cookie_is_one_that_browsers_keep(database_url: str,
         assert cookie.startswith("hookwright_session=")
         assert sorted(cookie.lower().split("; ")[1:]) == ["httponly", "path=/", "samesite=lax"]
         assert "strict-transport-security" not in answer.headers
+
+    run(database_url, redis_url, check)
+
+
+def test_the_audit_log_shows_the_newest_first_and_what_the_url_narrows(database_url: str, redis_url: str) -> None:
+    async def check(p: Platform) -> None:
+        subscription = await p.subscribe("https://example.com/hook", description="<b>before</b>")
+        async with signed_in(p, "admin@example.com", Role.ADMIN) as admin:
+            for number in range(60):
+                body = {"description": f"<i>{number}</i>"}
+                await p.call("PATCH", f"/v1/webhooks/subscriptions/{subscription['id']}", body)
+            first = await admin.get(f"/audit-log?resource={subscription['id']}")
+            assert first.text.count(">subscription.updated<") == 50
+            assert "&lt;i&gt;59&lt;/i&gt;" in first.text
+            assert "<i>" not in first.text
+            [older] = re.findall(r'href="(/audit-log\?[^"]+)">Older', first.text)
+            rest = await admin.get(older.replace("&amp;", "&"))
+            assert (rest.text.count(">subscription.updated<"), rest.text.count(">subscription.created<")) == (10, 1)
+            assert "Older" not in rest.text
+            assert "Nothing matches" in (await admin.get("/audit-log?actor=nobody")).text
+            of_it = await admin.get(f"/audit-log?organization={shown_organization(p)}&action=subscription.created")
+            assert of_it.text.count(subscription["id"]) >= 1
+            for wrong in ("organization=x", "after=x", "created_after=yesterday"):
+                refused = await admin.get(f"/audit-log?{wrong}")
+                assert refused.status_code == 400
+                assert ">subscription.updated<" not in refused.text
 
     run(database_url, redis_url, check)
