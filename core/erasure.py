@@ -3,7 +3,8 @@
 `mark` makes it invisible: its keys are revoked, its subscriptions deleted, its events refused. Workers erase the rest
 in batches, each a transaction of its own, so a kill costs nothing: whoever comes next goes on with what is there. The
 organization's own row goes last, `LATE_S` after the mark: by then nothing that was under way at the mark can store
-anything any more. What stays is two entries of the audit log, without its name.
+anything any more. What stays is entries of the audit log, without its name: of the mark, of the end, and, by the
+database's own hand (migration 0003), of each batch of its audit log.
 
 Calls that were under way at the mark may still have stored something, so each batch looks at every table anew, from the
 first on. The order matters where a later table's rows would bring an earlier one's back.

@@ -122,9 +122,11 @@ SELECT child.relname
 FROM pg_inherits JOIN pg_class child ON child.oid = inhrelid JOIN pg_class parent ON parent.oid = inhparent
 WHERE parent.relname = ANY($1) AND parent.relnamespace = current_schema()::regnamespace
 """
-# The bounds as literals, so that PostgreSQL sees at once that they are a whole partition.
+# The bounds as literals, so that PostgreSQL sees at once that they are a whole partition; the states as partial indexes
+# have them (`drop_partitions` asks the same), so that it is not read. What is being sent has no reason.
 _UNFINISHED = """
-SELECT EXISTS (SELECT FROM deliveries WHERE id >= '{}' AND id < '{}' AND state IN ('pending', 'sending'))
+SELECT EXISTS (SELECT FROM deliveries WHERE id >= '{0}' AND id < '{1}' AND state = 'pending')
+    OR EXISTS (SELECT FROM deliveries WHERE id >= '{0}' AND id < '{1}' AND state = 'sending' AND reason IS NULL)
 """
 
 BULK = 10_000

@@ -48,7 +48,8 @@ def grant(connection: Connection, role: str) -> None:
 
 
 def refuse_owner(connection: Connection, role: str) -> None:
-    """Raises `WrongRoles` when the tables that are there already belong to `role`, so that grants would be in vain."""
+    """Raises `WrongRoles` when the tables that are there already belong to `role`, or the schema or the database does,
+    so that grants would be in vain."""
     owner = connection.exec_driver_sql("SELECT current_user").scalar_one()
     if owner == role:
         raise WrongRoles(
@@ -58,6 +59,12 @@ def refuse_owner(connection: Connection, role: str) -> None:
     found = connection.execute(text(_BELONGS_TO), {"role": role}).scalar_one()
     if found == "superuser":
         raise WrongRoles(f"The role {role} in HOOKWRIGHT_DATABASE_URL is a superuser; give the application another one")
+    if found == "above":
+        raise WrongRoles(
+            f"The role {role} in HOOKWRIGHT_DATABASE_URL owns the database or its schema, or belongs to the role that"
+            " does, so it could drop every table. As a superuser, in this database:"
+            f" REASSIGN OWNED BY {role} TO {owner}"
+        )
     if found:
         raise WrongRoles(
             f"The role {role} in HOOKWRIGHT_DATABASE_URL owns tables of the application, or belongs to the role that"
@@ -65,13 +72,20 @@ def refuse_owner(connection: Connection, role: str) -> None:
         )
 
 
-_BELONGS_TO = """
+# Who owns the database is a member of pg_database_owner, to whom the schema `public` belongs.
+_ABOVE = """EXISTS (
+        SELECT FROM pg_namespace n, pg_database d
+        WHERE n.oid = current_schema()::regnamespace AND d.datname = current_database()
+            AND (pg_has_role(r.oid, n.nspowner, 'MEMBER') OR pg_has_role(r.oid, d.datdba, 'MEMBER'))
+    )"""
+_BELONGS_TO = f"""
 SELECT CASE
     WHEN r.rolsuper THEN 'superuser'
     WHEN EXISTS (
         SELECT FROM pg_class c WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p')
             AND pg_has_role(r.oid, c.relowner, 'MEMBER')
     ) THEN 'owner'
+    WHEN {_ABOVE} THEN 'above'
     ELSE '' END
 FROM pg_roles r WHERE r.rolname = :role
 """
@@ -84,13 +98,16 @@ async def why_unguarded(driver: Any) -> str | None:
         return f"the role {row['role']} is a superuser"
     if row["owner"]:
         return f"the role {row['role']} owns the table"
+    if row["above"]:
+        return f"the role {row['role']} owns the database or its schema and could drop the table"
     if row["granted"]:
         return f"the role {row['role']} was granted more than it needs"
     return None
 
 
-_MAY = """
+_MAY = f"""
 SELECT r.rolname AS role, r.rolsuper AS superuser, pg_has_role(r.oid, c.relowner, 'MEMBER') AS owner,
+    {_ABOVE} AS above,
     has_table_privilege(r.oid, c.oid, 'UPDATE, TRUNCATE, TRIGGER, REFERENCES')
         OR has_any_column_privilege(r.oid, c.oid, 'UPDATE')
         OR has_schema_privilege(r.oid, c.relnamespace, 'CREATE') AS granted

@@ -12,12 +12,21 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 import migrations
 from core import partitions, roles
 from core.database import Database
+from core.errors import HookwrightError
+
+LOCK_WAIT_S = 5.0  # for tables in use: meanwhile whoever comes later waits behind us
+_BUSY = ("55P03", "40P01")  # lock_not_available, deadlock_detected
 
 log = structlog.get_logger(__name__)
+
+
+class TablesBusy(HookwrightError):
+    """A table that a migration changes was in use all the time"""
 
 
 def config() -> Config:
@@ -32,19 +41,53 @@ async def migrate(database: Database, application_role: str | None = None) -> No
     """Applies every migration that is missing, one process at a time, then makes partitions ahead.
 
     With `application_role`, `database` is reached as the schema's owner, and that role is given what the application
-    needs (`core.roles`). Raises `WrongRoles` when it owns the schema itself.
+    needs (`core.roles`). Raises `WrongRoles` when it owns the schema itself, and `TablesBusy` when a table can't be
+    locked within `LOCK_WAIT_S`; called again, it goes on.
 
     A schema that a newer release has left is not touched: migrations add, or say what they take away, so that two
     releases can work side by side, and whoever goes back a release needs it to start. They may take long on large
     tables: `database` should have no `command_timeout_s`.
     """
-    async with database.engine.begin() as connection:
-        await connection.run_sync(_upgrade, application_role)
-    await partitions.ensure_ahead(database, datetime.now(UTC).date())
+    try:
+        async with database.engine.begin() as connection:
+            await connection.run_sync(_upgrade, application_role)
+        await partitions.ensure_ahead(database, datetime.now(UTC).date())
+        async with database.engine.begin() as connection:
+            await connection.run_sync(_validate)
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) not in _BUSY:
+            raise
+        raise TablesBusy(
+            f"A table that must be changed was in use for {LOCK_WAIT_S:g} s; run `hookwright migrate` again, or, should"
+            " that go on, end what holds a transaction open (pg_stat_activity)"
+        ) from error
+
+
+def _take_turn(connection: Connection) -> None:
+    connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7236832)")
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {LOCK_WAIT_S * 1000:.0f}")
+
+
+def _validate(connection: Connection) -> None:
+    """Looks at the rows that constraints of migrations have not been held against yet, in a transaction of its own: a
+    migration holds locks that nobody can work beside, and this needs none of them."""
+    _take_turn(connection)
+    if is_newer(MigrationContext.configure(connection).get_current_revision()):
+        return
+    for table, constraint in connection.exec_driver_sql(_NOT_VALID).all():
+        connection.exec_driver_sql(f"ALTER TABLE {table} VALIDATE CONSTRAINT {constraint}")
+
+
+_NOT_VALID = """
+SELECT k.conrelid::regclass::text, quote_ident(k.conname)
+FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid
+WHERE k.contype = 'c' AND NOT k.convalidated AND k.coninhcount = 0 AND c.relnamespace = current_schema()::regnamespace
+ORDER BY 1, 2
+"""
 
 
 def _upgrade(connection: Connection, application_role: str | None) -> None:
-    connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7236832)")
+    _take_turn(connection)
     if application_role is not None:
         roles.refuse_owner(connection, application_role)
     settings = config()

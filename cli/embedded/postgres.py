@@ -96,6 +96,7 @@ class EmbeddedPostgres(Service):
         self._lock: FolderLock | None = None
         self._bin: Path | None = None
         self._stale_pid: int | None = None
+        self._has_role = False  # since the last start
 
     @property
     def url(self) -> str:
@@ -151,6 +152,7 @@ class EmbeddedPostgres(Service):
             # immediate one, and force: the log is replayed at the next start, so none of these loses data.
             ((None, 0.5), (signal.SIGINT, 10), (signal.SIGQUIT, 3), (signal.SIGKILL, 2)),
         )
+        self._has_role = False
         self._stale_pid = self._read_stale_pid()
         self.ready_within_s = READY_WITHIN_S if self._stale_pid is None else RECOVERY_WITHIN_S
         make_socket_dir(self.data_dir, self.place.account)  # a cleaner of /tmp may have taken it
@@ -185,7 +187,13 @@ class EmbeddedPostgres(Service):
         import asyncpg  # 0.1 s, which only this process pays
 
         try:
-            await self._connect_once(DATABASE, _MAKE_ROLE.format(password=self._password(PASSWORD_FILE)))
+            if self._has_role:
+                await self._connect_once(DATABASE, "SELECT 1")
+            else:
+                await self._connect_once(
+                    DATABASE, _SAY_NOTHING, _MAKE_ROLE.format(password=self._password(PASSWORD_FILE))
+                )
+                self._has_role = True
         except asyncpg.InvalidCatalogNameError:
             return await self._create_database()
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as fault:
@@ -208,7 +216,7 @@ class EmbeddedPostgres(Service):
     def _cluster_name(self) -> str:
         return f"hookwright-{folder_id(self.place.home)}"
 
-    async def _connect_once(self, database: str, statement: str) -> None:
+    async def _connect_once(self, database: str, *statements: str) -> None:
         import asyncpg
 
         connection = await asyncpg.connect(
@@ -220,7 +228,8 @@ class EmbeddedPostgres(Service):
             timeout=5,
         )
         try:
-            await connection.execute(statement)
+            for statement in statements:
+                await connection.execute(statement)
         finally:
             await connection.close()
 
@@ -296,8 +305,9 @@ class EmbeddedPostgres(Service):
             return None
 
 
-# Each start: the file is right, and whatever else the role was given is taken away. Nothing in a statement that
-# succeeds is logged.
+# Each start: the file is right, and whatever else the role was given is taken away. PostgreSQL logs the text of a
+# statement that fails, and this one has the password in it; so it is told not to, before it sees it.
+_SAY_NOTHING = "SET log_min_error_statement = panic; SET log_statement = none; SET log_min_duration_statement = -1"
 _MAKE_ROLE = f"""
 DO $$ BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{ROLE}') THEN

@@ -17,6 +17,7 @@ import pytest
 from arq.connections import RedisSettings
 from redis.asyncio import Redis
 from sqlalchemy import text
+from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from cli.embedded import EmbeddedPostgres, EmbeddedValkey, accounts, binaries, ensure_secret_keys, find_running
@@ -220,10 +221,25 @@ def test_a_second_start_on_the_same_folder_is_refused(
                 await kind(data_dir).start()
             assert find_running(data_dir) is not None
             assert await first.why_not_ready() is None
+            if isinstance(first, EmbeddedPostgres):
+                await a_role_that_cant_be_made(first)
         finally:
             await first.stop()
 
     run(work())
+
+
+async def a_role_that_cant_be_made(postgres: EmbeddedPostgres) -> None:
+    """It is made once a start, and its password stays out of the log of what failed."""
+    password = make_url(postgres.url).password
+    assert password
+    await sql(postgres, "ALTER DATABASE hookwright SET default_transaction_read_only = on")
+    assert await postgres.why_not_ready() is None
+    postgres._has_role = False  # as at the next start
+    assert "read-only" in str(await postgres.why_not_ready())
+    log = postgres.log.read_text()
+    assert "cannot execute ALTER ROLE" in log
+    assert password not in log
 
 
 def test_two_folders_run_side_by_side(new_data_dir: Callable[[], Path]) -> None:

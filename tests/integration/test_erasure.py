@@ -135,10 +135,14 @@ def test_an_organization_is_gone_at_once_and_then_from_every_table(
         assert not leaks(text, names)
         assert "Test" not in [row["name"] for row in await p.sql("SELECT name FROM organizations")]
         assert not mine & set(await p.services.breakers.all())
-        [marked, erased] = await p.sql("SELECT * FROM audit_log WHERE resource = $1 ORDER BY id", shown(p))
+        [marked, *wiped, erased] = await p.sql("SELECT * FROM audit_log WHERE resource = $1 ORDER BY id", shown(p))
+        assert {(one["action"], one["organization_id"], one["actor"]) for one in wiped} == {
+            ("audit_log.erased", None, "database")
+        }
         assert (marked["action"], marked["organization_id"]) == ("organization.deleted", None)
         assert marked["actor"].startswith("key_")
         assert (erased["action"], erased["organization_id"]) == ("organization.erased", None)
+        assert sum(one["after"]["entries"] for one in wiped) == erased["after"]["rows"]["audit_log"]
         assert {"events": 4, "deliveries": 10, "subscriptions": 3, "api_keys": 1}.items() <= erased["after"][
             "rows"
         ].items()

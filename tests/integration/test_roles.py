@@ -93,9 +93,66 @@ def test_entries_go_only_with_their_organization_which_is_then_deleted_for_good(
         await seeds.driver.execute("DELETE FROM audit_log WHERE organization_id = $1", seeds.organization_id)
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await seeds.driver.execute("DELETE FROM audit_log")
-        assert await seeds.driver.fetchval("SELECT resource FROM audit_log") == "of the installation"
+        left = await seeds.driver.fetch("SELECT resource, action FROM audit_log ORDER BY id")
+        shown = ids.show(ids.ORGANIZATION, seeds.organization_id)
+        assert list(map(tuple, left)) == [("of the installation", "thing.done"), (shown, "audit_log.erased")]
 
     seeded(database_url, run)
+
+
+REFERENCES = """
+SELECT conrelid::regclass::text AS table, a.attname AS column FROM pg_constraint
+JOIN pg_attribute a ON a.attrelid = conrelid AND a.attnum = conkey[1]
+WHERE contype = 'f' AND confrelid = 'organizations'::regclass AND conparentid = 0
+"""
+
+
+def test_who_erases_a_living_organizations_entries_leaves_one_that_says_so(database_url: str) -> None:
+    """Deleting it in one transaction, and making it again as it was, with all that refers to it."""
+
+    async def run(seeds: Seeds) -> None:
+        driver, ours, stand_in = seeds.driver, seeds.organization_id, ids.new_id()
+        await an_entry(seeds)
+        await audit.store(driver, [audit.entry(audit.WORKER, "x", "x", organization_id=ours) for _ in range(2)])
+        references = await driver.fetch(REFERENCES)
+        assert len(references) >= 3
+        before = await driver.fetchrow("SELECT * FROM organizations")
+        columns = ", ".join(name for name in before.keys() if name != "id")  # noqa: SIM118 - a Record's
+
+        async def copy(source: Any, to: Any) -> None:
+            values = f"SELECT $2, {columns} FROM organizations WHERE id = $1"
+            await driver.execute(f"INSERT INTO organizations (id, {columns}) {values}", source, to)
+            for table, column in references:
+                await driver.execute(f"UPDATE {table} SET {column} = $2 WHERE {column} = $1", source, to)
+
+        async with driver.transaction():
+            await copy(ours, stand_in)
+            await driver.execute("UPDATE organizations SET deleted_at = now() WHERE id = $1", ours)
+            await driver.execute("DELETE FROM audit_log WHERE organization_id = $1", ours)
+            await driver.execute("DELETE FROM organizations WHERE id = $1", ours)
+            await copy(stand_in, ours)
+            await driver.execute("DELETE FROM organizations WHERE id = $1", stand_in)
+        assert await driver.fetchrow("SELECT * FROM organizations") == before
+
+        [mark] = await driver.fetch("SELECT * FROM audit_log")
+        assert (mark["organization_id"], mark["actor"], mark["action"]) == (None, "database", "audit_log.erased")
+        assert (mark["resource"], mark["after"]) == (ids.show(ids.ORGANIZATION, ours), {"entries": 3})
+        assert abs(datetime.now(UTC) - ids.time_of(mark["id"])) < timedelta(minutes=1)
+        assert (mark["id"].version, mark["id"].variant) == (7, "specified in RFC 4122")
+        # Not even with a table of one's own, whose types' conversions would run with the owner's rights.
+        await driver.execute("CREATE TEMP TABLE mine (organization_id uuid)")
+        for statement in (
+            "DELETE FROM audit_log",
+            "CREATE TRIGGER t AFTER DELETE ON mine REFERENCING OLD TABLE AS gone"
+            " FOR EACH STATEMENT EXECUTE FUNCTION audit_log_says_what_was_erased()",
+        ):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await driver.execute(statement)
+
+    seeded(database_url, run)
+
+
+SCANS = "SELECT seq_scan, idx_scan FROM pg_stat_xact_user_tables WHERE relname = 'deliveries_p20240229'"
 
 
 def test_the_functions_make_and_drop_days_and_nothing_else(database_url: str, owner_url: str) -> None:
@@ -130,8 +187,17 @@ def test_the_functions_make_and_drop_days_and_nothing_else(database_url: str, ow
         assert await driver.fetchval("SELECT drop_partitions($1)", day + timedelta(days=1)) is True
         moment = datetime(2024, 2, 29, 12, tzinfo=UTC)
         await seeds.delivery(at=moment)
-        assert await driver.fetchval("SELECT drop_partitions($1)", day) is False
-        await driver.execute("UPDATE deliveries SET state = 'delivered', reason = NULL, due_at = NULL")
+        for state in ("state", "'sending', reason = NULL, lease_token = gen_random_uuid()"):
+            await driver.execute(f"UPDATE deliveries SET state = {state}")
+            async with driver.transaction():
+                whole, by_index = await driver.fetchrow(SCANS)
+                assert await driver.fetchval("SELECT drop_partitions($1)", day) is False
+                after = await driver.fetchrow(SCANS)
+                assert after["seq_scan"] == whole, "the whole day is not read while everybody waits"
+                assert after["idx_scan"] > by_index
+        await driver.execute(
+            "UPDATE deliveries SET lease_token = NULL, state = 'delivered', reason = NULL, due_at = NULL"
+        )
         assert await driver.fetchval("SELECT drop_partitions($1)", day) is True
         left = [row["relname"] for row in await driver.fetch(tables) if row not in before]
         assert left == ["events_p20240301"]
@@ -170,6 +236,12 @@ def test_migrations_run_as_the_owner_and_give_the_application_what_it_needs(
     names = [make_url(url).username for url in two_roles]
     alone, both = environment(owner, redis_url), environment(application, redis_url, DATABASE_OWNER_URL=owner)
     assert "permission denied" in hookwright("migrate", env=environment(application, redis_url), code=1)
+    database = make_url(owner).database
+    admin = make_url(services.database_url).set(database=database).render_as_string(hide_password=False)
+    asyncio.run(as_owner(admin, f'ALTER DATABASE "{database}" OWNER TO {names[1]}'))
+    above = hookwright("migrate", env=environment(application, redis_url, DATABASE_OWNER_URL=admin), code=1)
+    assert "owns the database or its schema, or belongs to the role that does, so it could drop every table" in above
+    asyncio.run(as_owner(admin, f'ALTER DATABASE "{database}" OWNER TO {names[0]}'))
     same = hookwright("migrate", env=alone | {"HOOKWRIGHT_DATABASE_OWNER_URL": owner}, code=1)
     assert "name the same role" in same
     only = {name: value for name, value in both.items() if name != "HOOKWRIGHT_DATABASE_URL"}
@@ -180,14 +252,14 @@ def test_migrations_run_as_the_owner_and_give_the_application_what_it_needs(
     for _ in range(2):
         hookwright("migrate", env=both)
     assert "could not rewrite it" in hookwright("check", env=both)
+    asyncio.run(as_owner(admin, f'ALTER DATABASE "{database}" OWNER TO {names[1]}'))
+    assert f"{names[1]} owns the database or its schema and could drop the table" in hookwright("check", env=both)
+    asyncio.run(as_owner(admin, f'ALTER DATABASE "{database}" OWNER TO {names[0]}'))
     organization = hookwright("org", "create", "Acme", env=both).strip()
     assert organization in hookwright("audit", "export", env=both)
 
     # Who had one role and makes it the application's is told what is left to do.
-    swapped = environment(owner, redis_url, DATABASE_OWNER_URL=services.database_url)
-    swapped["HOOKWRIGHT_DATABASE_OWNER_URL"] = (
-        make_url(services.database_url).set(database=make_url(owner).database).render_as_string(hide_password=False)
-    )
+    swapped = environment(owner, redis_url, DATABASE_OWNER_URL=admin)
     assert f"REASSIGN OWNED BY {names[0]} TO hookwright" in hookwright("migrate", env=swapped, code=1)
 
 

@@ -93,7 +93,9 @@ def test_migrating_again_changes_nothing(database_url: str) -> None:
     asyncio.run(run())
 
 
-def test_what_an_older_release_left_is_brought_up_with_all_its_rows(services: Services, database_url: str) -> None:
+def test_what_an_older_release_left_is_brought_up_with_all_its_rows(
+    services: Services, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def run(old: str) -> None:
         database, fresh = Database(old), Database(database_url)
 
@@ -115,7 +117,20 @@ def test_what_an_older_release_left_is_brought_up_with_all_its_rows(services: Se
                 seeds = Seeds(database, driver)
                 await seeds.prepare()
                 one = await seeds.delivery(State.DEAD)
-                await schema.migrate(database)
+                monkeypatch.setattr(schema, "LOCK_WAIT_S", 0.1)
+                async with driver.transaction():  # a call that does not end
+                    await seeds.delivery()
+                    with pytest.raises(schema.TablesBusy, match="run `hookwright migrate` again"):
+                        await schema.migrate(database)
+                assert (await schema.state(database))[0] == "0001"
+                async with database.engine.begin() as connection:
+                    await connection.run_sync(schema._upgrade, None)
+                unchecked = "SELECT conname FROM pg_constraint WHERE NOT convalidated AND coninhcount = 0"
+                assert await driver.fetchval(unchecked) == "ck_deliveries_reason"
+                async with driver.transaction():  # while rows are read, everybody works
+                    await seeds.delivery()
+                    await schema.migrate(database)
+                assert await driver.fetchval(unchecked) is None
                 assert await seeds.state(one) == ("dead", "exhausted")
             assert await catalogues(database) == await catalogues(fresh)
             async with database.session() as session:
