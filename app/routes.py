@@ -97,7 +97,6 @@ API: dict[str, dict[str, Action]] = {
             subscriptions.test,
             SUBSCRIPTIONS_WRITE,
             keeps_own_keys=True,
-            ingests=True,
             max_body="event_max_bytes",
             audited="subscription.tested",
         )

@@ -77,7 +77,7 @@ def success(reply: Reply, request_id: str, elapsed_ms: int) -> Response:
 def streaming(lines: Lines, request_id: str) -> Response:
     """Without a length: when it breaks off, the connection is closed before the last chunk, which no client of HTTP/1.1
     takes for the end (RFC 9112, section 8)."""
-    headers = {"X-Request-ID": request_id, "Cache-Control": "no-store"}
+    headers = {"X-Request-ID": request_id, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
     return StreamingResponse(lines.items, headers=headers, media_type="application/x-ndjson")
 
 

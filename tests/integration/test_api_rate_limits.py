@@ -98,18 +98,20 @@ def test_the_tier_chooses_the_limit_and_taking_events_has_its_own(database_url: 
         assert limits_of(await p.client.get("/v1/organizations", headers=premium)) == (1, 4)
         [entry] = await p.sql("SELECT before, after FROM audit_log WHERE action = 'api_key.updated'")
         assert (entry["before"], entry["after"]) == ({"tier": "bulk"}, {"tier": "default"})
-        # Events: batches, single ones and test events draw from one bucket, which the others don't touch.
+        # Events: batches and single ones draw from one bucket, which the others don't touch. Test events are others:
+        # each leaves an entry in the audit log, and what takes events has no limit by default.
         subscription = await p.subscribe(URL)
         for left, path, body in [
             (3, "/v1/events", EVENT),
             (2, "/v1/events/batch", {"events": [EVENT]}),
             (1, f"{SUBSCRIPTIONS}/{subscription['id']}/test", {}),
+            (1, "/v1/events", EVENT),
             (0, "/v1/events", EVENT),
         ]:
             assert limits_of(await p.client.post(path, json=body)) == (1, left)
         error_of(await p.client.post("/v1/events", json=EVENT), 429, "RATE_LIMIT_EXCEEDED")
-        assert len(await p.sql("SELECT id FROM events")) == 4
-        assert limits_of(await p.client.get("/v1/events")) == (1, 1)
+        assert len(await p.sql("SELECT id FROM events")) == 5
+        assert limits_of(await p.client.get("/v1/events")) == (1, 0)
 
     run(database_url, redis_url, check, **SLOW)
 
