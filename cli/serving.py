@@ -6,7 +6,7 @@ a request next to nothing, and the server looks at all of them twice a second.
 
 ```
 connected ──▶ head ──▶ body ──▶ the application works ──▶ answered ──▶ (uvicorn's keep-alive) ──▶ head …
-   head_s      head_s   body_s + size / body_bytes_per_s      answer_s for the client to take it
+   head_s      head_s   body_s + size / body_bytes_per_s      answer_s without its being taken
 ```
 
 Whoever is late or sends too much gets 408, 431 or 400 where an answer is still possible, and has `linger_s` to read it.
@@ -23,13 +23,14 @@ from http import HTTPStatus
 from typing import Any, cast
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 PIECE = 16_384  # how exact bounds in bytes are: what comes at once is looked at in pieces of so much
 LOOK_EVERY = 5  # of uvicorn's ticks, which are 0.1 s
 MAX_DISCARDED = 1 << 20  # bytes
 RESERVED_FILES = 128  # descriptors for everything but clients
-ROOM = 20  # where connections are too many, the longest idle twentieth goes
+MAX_REFUSED = RESERVED_FILES // 2  # connections beyond the bound that are told so
+ROOM = 20  # where connections are too many, the twentieth that waits for longest goes
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,14 @@ class Bounds:
     head_s: float = 20.0  # from connecting, or from its first byte, to its end
     body_s: float = 30.0
     body_bytes_per_s: int = 16_384  # what is sent at least so fast may take longer
-    answer_s: float = 60.0  # to take an answer
+    answer_s: float = 60.0  # without taking anything of an answer
     linger_s: float = 2.0  # to read why a request was refused, and for the rest of one that was answered early
     connections: int = 4_096
+    pipelined: int = 8  # requests that wait behind another on their connection; few clients send any
 
 
 class TooMuch(Exception):
-    """A request has more headers than it may"""
+    """A request has more headers than it may, or waits behind more of them"""
 
 
 class Connection(HttpToolsProtocol):
@@ -68,8 +70,9 @@ class Connection(HttpToolsProtocol):
         self._refused = False
         self._discarded = 0
         self._served = False
-        self._unsent_since: float | None = None
-        self._closing_since: float | None = None
+        self._unsent = 0  # bytes, when they were last looked at
+        self._unsent_since = self._since  # when they last changed
+        self._running: RequestResponseCycle | None = None
         if len(self.connections) > self.bounds.connections:
             self._make_room()
 
@@ -110,6 +113,8 @@ class Connection(HttpToolsProtocol):
         self._in_body = True
         self._since = self.loop.time()
         super().on_headers_complete()
+        if len(self.pipeline) > self.bounds.pipelined:  # reading is paused, but what was read may hold thousands
+            raise TooMuch
 
     def on_body(self, body: bytes) -> None:
         self._body_of_piece += len(body)
@@ -124,6 +129,16 @@ class Connection(HttpToolsProtocol):
         self._served = True
         self._since = self.loop.time()
         super().on_response_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._running is not None:  # uvicorn tells the newest, which may wait behind this one
+            self._running.disconnected = True
+            self._running.message_event.set()
+        super().connection_lost(exc)
 
     # --- what is refused ---
 
@@ -140,7 +155,7 @@ class Connection(HttpToolsProtocol):
         if under_way:
             cycle.disconnected = True
             cycle.message_event.set()
-        if under_way and (cycle.response_started or not self._in_body):
+        if under_way and (cycle.response_started or not self._in_body or self.pipeline):
             self.transport.close()
             return
         self.transport.write(_answer(status))
@@ -164,18 +179,13 @@ class Connection(HttpToolsProtocol):
     def look(self, now: float) -> None:
         """Ends the connection where the client is too late with something."""
         bounds, transport = self.bounds, self.transport
+        unsent = transport.get_write_buffer_size()
+        if unsent != self._unsent:  # some was taken, or is new: an application adds little before it must wait
+            self._unsent, self._unsent_since = unsent, now
+        if (unsent or transport.is_closing()) and now - self._unsent_since > bounds.answer_s:
+            transport.abort()
         if transport.is_closing():
-            self._closing_since = self._closing_since or now
-            if now - self._closing_since > bounds.answer_s:
-                transport.abort()
             return
-        if transport.get_write_buffer_size() == 0:
-            self._unsent_since = None
-        else:
-            self._unsent_since = self._unsent_since or now
-            if now - self._unsent_since > bounds.answer_s:
-                transport.abort()
-                return
         if self._refused:
             if now - self._since > bounds.linger_s:
                 transport.abort()
@@ -201,23 +211,39 @@ class Connection(HttpToolsProtocol):
     # --- how many there are ---
 
     def _make_room(self) -> None:
-        """Closes those that have been idle for longest, first of all those that never sent a request; refuses this one
-        where all others are at work."""
-        others = cast("Iterable[Connection]", self.connections)
-        idle = [one for one in others if one is not self and one.is_idle]
-        for one in heapq.nsmallest(max(1, self.bounds.connections // ROOM), idle, key=_idle_order):
-            one.transport.close()
-        if not idle:
+        """Closes those that have been idle for longest, first of all those that never sent a request; where none is
+        idle, those whose clients have been waited for longest; refuses this one where all others are at work."""
+        others = [one for one in cast("Iterable[Connection]", self.connections) if one is not self]
+        leaving = [one for one in others if one.is_idle] or [one for one in others if one.waits]
+        for one in heapq.nsmallest(max(1, self.bounds.connections // ROOM), leaving, key=_leaving_order):
+            one._refused = True
+            one.transport.abort()
+        if leaving:
+            return
+        if len(others) > self.bounds.connections + MAX_REFUSED:
+            self._refused = True
+            self.transport.abort()
+        else:
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)
 
     @property
     def is_idle(self) -> bool:
-        """No request of it is with the application."""
-        return (self.cycle is None or self.cycle.response_complete) and not self.transport.is_closing()
+        """No request of it is with the application, and no answer on its way."""
+        answered = self.cycle is None or self.cycle.response_complete
+        left = self._refused or self.transport.is_closing()
+        return answered and not left and self.transport.get_write_buffer_size() == 0
+
+    @property
+    def waits(self) -> bool:
+        """For its client, to send the rest of a body or to take an answer, be it the last."""
+        sends = self._in_body and not self.flow.read_paused and not self.transport.is_closing()
+        takes = self._unsent > 0 and self.transport.get_write_buffer_size() > 0
+        return (sends or takes) and not self._refused
 
 
-def _idle_order(connection: Connection) -> tuple[bool, float]:
-    return connection._served, connection._since
+def _leaving_order(connection: Connection) -> tuple[bool, float]:
+    since = connection._unsent_since if connection._unsent else connection._since
+    return connection._served and connection.is_idle, since
 
 
 def _answer(status: HTTPStatus) -> bytes:

@@ -67,6 +67,19 @@ class Client:
         self._said = b""
         return head.partition(b"\r\n")[0]
 
+    async def until(self, end: bytes) -> None:
+        async with asyncio.timeout(WITHIN_S):
+            while end not in self._said:
+                self._said += await self._reader.readexactly(1)
+
+    async def take(self, size: int, seconds: float) -> int:
+        """How much of an answer of `size` there was, read steadily so that it takes `seconds` at least."""
+        taken, pieces = 0, max(1, size // 65_536)
+        while piece := await self._reader.read(65_536):
+            taken += len(piece)
+            await asyncio.sleep(seconds / pieces * len(piece) / 65_536)
+        return taken
+
     async def drip(self, start: bytes, drop: bytes) -> bytes:
         """What the server says to `start` and then a drop each hundredth of a second, until it closes."""
         deadline = time.monotonic() + WITHIN_S
@@ -264,6 +277,9 @@ def test_whoever_drips_is_cut_off(database_url: str, redis_url: str) -> None:
     run(main)
 
 
+LARGE = 30_000_000
+
+
 async def large(scope: Any, receive: Any, send: Any) -> None:
     """Answers more than the sockets' buffers hold, or not at all."""
     if scope["type"] != "http":
@@ -276,7 +292,16 @@ async def large(scope: Any, receive: Any, send: Any) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
         return
-    body = b"x" * (30_000_000 if scope["path"] == "/large" else 2)
+    if scope["path"] == "/read":
+        while (await receive()).get("more_body"):
+            pass
+    if scope["path"] == "/halves":
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"20")]})
+        await send({"type": "http.response.body", "body": b"first half", "more_body": True})
+        await receive()
+        if (await receive())["type"] == "http.disconnect":
+            return
+    body = b"x" * (LARGE if scope["path"] == "/large" else 2)
     headers = [(b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
@@ -294,6 +319,36 @@ def test_whoever_does_not_read_its_answer_is_cut_off() -> None:
 
             await eventually(all_there, WITHIN_S, "both answers")
             await served.at_most(0)
+            # Whoever takes it steadily may need far longer than `answer_s`.
+            client = await served.connect()
+            await client.send(b"GET /large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert await client.take(LARGE, 4 * QUICK.answer_s) > LARGE - 65_536
+
+    run(main)
+
+
+def test_few_requests_wait_behind_another_and_no_refusal_gets_into_an_answer() -> None:
+    async def main() -> None:
+        async with serving(large, Bounds(pipelined=8)) as served:
+            get = b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n"
+            client = await served.connect()
+            await client.send(get % b"/" * 8 + (get % b"/").replace(b"Host", b"Connection: close\r\nHost"))
+            assert (await client.answer()).count(b"HTTP/1.1 200 OK") == 9
+            client = await served.connect()
+            await client.send(get % b"/never" + get % b"/" * 10_000)
+            assert await client.answer() in (b"", b"reset")
+            wrong = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n"
+            client = await served.connect()
+            await client.send(get % b"/halves")
+            await client.until(b"first half")
+            await client.send(wrong)
+            answer = await client.answer()
+            assert answer.count(b"HTTP/1.1") <= 1, answer
+
+            async def told() -> bool:
+                return not served.server.server_state.tasks
+
+            await eventually(told, WITHIN_S, "an end of what was under way")
 
     run(main)
 
@@ -323,8 +378,44 @@ def test_idle_connections_make_room_and_those_at_work_do_not() -> None:
                 return len(served.server.server_state.tasks) >= 40
 
             await eventually(all_busy, WITHIN_S, "40 requests under way")
-            refused = await served.connect()
-            assert (await refused.answer()).startswith(b"HTTP/1.1 503 ")
+            late = [await served.connect() for _ in range(120)]  # the refused have time to read why, and are no room
+            for client in late:
+                await client.send(b"GET /never HTTP/1.1\r\nHost: x\r\n\r\n")
+            answers = [await client.answer() for client in late]
+            assert all(answer.startswith(b"HTTP/1.1 503 ") or answer in (b"", b"reset") for answer in answers)
+            assert sum(answer.startswith(b"HTTP/1.1 503 ") for answer in answers) > 50
+            assert sum(not task.done() for task in served.server.server_state.tasks) == 40
+
+    run(main)
+
+
+def test_clients_that_keep_us_waiting_make_room_where_nobody_is_idle() -> None:
+    async def main() -> None:
+        async with serving(large, Bounds(connections=40)) as served:
+
+            async def fill(count: int, request: bytes) -> None:
+                for client in [await served.connect() for _ in range(count)]:
+                    await client.send(request)
+
+            async def serves() -> bool:
+                new = await served.connect()
+                await new.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                return await new.one_answer() == b"HTTP/1.1 200 OK"
+
+            async def busy() -> bool:
+                return len(served.server.server_state.tasks) >= 38
+
+            await fill(40, b"POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 8000\r\n\r\na")
+            await eventually(busy, WITHIN_S, "40 halves of a body")
+            assert await serves()
+            assert len(served.server.server_state.connections) > 35, "those that wait for longest, not all"
+            await served.close()
+            await served.at_most(0)
+            await fill(2, b"GET /large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            await fill(38, b"GET /never HTTP/1.1\r\nHost: x\r\n\r\n")
+            await eventually(busy, WITHIN_S, "38 at work")
+            await eventually(serves, WITHIN_S, "room where an answer is not taken")
+            assert sum(not task.done() for task in served.server.server_state.tasks) == 38
 
     run(main)
 
