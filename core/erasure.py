@@ -91,16 +91,28 @@ _REVOKE = "UPDATE api_keys SET revoked_at = now() WHERE organization_id = $1 AND
 # --- erasing -------------------------------------------------------------------------------------------------------
 
 
-async def advance(database: Database, breakers: Breakers, *, work_s: float = WORK_S, late_s: float = LATE_S) -> None:
+async def advance(
+    database: Database,
+    breakers: Breakers,
+    *,
+    work_s: float = WORK_S,
+    late_s: float = LATE_S,
+    behind: UUID | None = None,
+) -> UUID | None:
     """Erases for `work_s` seconds at most, resting as long after each batch as that took. One worker at a time; one
-    organization that can't be erased does not hold up the others."""
+    organization that is large or can't be erased does not hold up the others, where each call begins `behind` the last
+    one that the call before tried, which that returned."""
     async with database.driver() as driver:
         deleted = [row["id"] for row in await driver.fetch(_DELETED)]
+    if behind in deleted:
+        place = deleted.index(behind) + 1
+        deleted = deleted[place:] + deleted[:place]
     clock = asyncio.get_running_loop().time
     until = clock() + work_s
     for organization_id in deleted:
         more = True
         while more and clock() < until:
+            behind = organization_id
             started = clock()
             try:
                 async with database.session() as session:
@@ -114,6 +126,7 @@ async def advance(database: Database, breakers: Breakers, *, work_s: float = WOR
                 )
                 break
             await asyncio.sleep(min(clock() - started, work_s))
+    return behind
 
 
 _DELETED = "SELECT id FROM organizations WHERE deleted_at IS NOT NULL ORDER BY deleted_at"

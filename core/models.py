@@ -337,6 +337,14 @@ class Attempt(SQLModel, table=True):
     response_body: bytes | None = Field(default=None, sa_column=Column(LargeBinary))  # the first 4 KiB
 
 
+class UnfinishedRedaction(SQLModel, table=True):
+    """An event that was emptied, while its deliveries are still to be (core.redaction)."""
+
+    __tablename__ = "unfinished_redactions"
+
+    event_id: UUID = Field(sa_column=id_())
+
+
 class DeliveryStats(SQLModel, table=True):
     """What came of attempts within one minute. Written by `core.stats` alone.
 

@@ -8,16 +8,20 @@ their hashes are stored: each moves on when it is used (`core.api_keys`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
 from core import audit, idempotency, subscriptions
 from core.audit import Actor
 from core.database import Database
-from core.sealing import Sealer, UnknownKey
+from core.sealing import Sealer, SealError, UnknownKey
 
 BATCH = 100  # rows; an idempotent answer may be 200 KB
+PASSES = 3  # over a table, the last of which should find nothing
+MOST_NAMED = 20  # rows in an error
+
+Row = tuple[Any, ...]  # the key's columns, and the blob
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,47 +115,91 @@ SELECT substring({column} FROM 2 FOR 4) AS key_id, count(*) FROM {table} WHERE {
 _API_KEYS = "SELECT id, name, hash_key_id, last_used_at FROM api_keys WHERE revoked_at IS NULL ORDER BY id"
 
 
+class Unopened(SealError):
+    """Some of what is sealed could not be sealed anew"""
+
+    def __init__(self, rows: list[str]) -> None:
+        self.rows = rows
+        more = f" and {len(rows) - MOST_NAMED} more" if len(rows) > MOST_NAMED else ""
+        super().__init__(
+            f"Everything else is sealed anew, but these are not what was sealed and could not be opened:"
+            f" {'; '.join(rows[:MOST_NAMED])}{more}. Restore them from a backup, or have them set again"
+        )
+
+
+class StillSealing(SealError):
+    """Another process goes on sealing with an older key"""
+
+    def __init__(self, key_ids: set[bytes]) -> None:
+        named = " and ".join(sorted(key_id.hex() for key_id in key_ids))
+        super().__init__(
+            f"A process still seals with the key {named}, faster than it is sealed anew: restart whatever was started"
+            " before the newest key was put first, then rotate again"
+        )
+
+
 async def rotate(database: Database, sealer: Sealer, actor: Actor) -> dict[str, int]:
     """Seals everything anew that is not under the newest key. Returns how many rows of each column.
 
-    Raises `UnknownKeys`, before it changes anything, where a key is missing; `Tampered` at a blob that is not what was
-    sealed.
+    Raises `UnknownKeys`, before it changes anything, where a key is missing; and once everything else is done
+    `Unopened`, which names the blobs that are not what was sealed, or `StillSealing`.
     """
     found = await survey(database, sealer)
     if found.unknown:
         raise UnknownKeys(found.unknown)
-    done = {one.name: await _reseal(database, sealer, one) for one in SEALED}
-    async with database.session() as session:
+    async with database.session() as session:  # first, so that what a kill leaves half done is told too
         audit.record(
             session,
             actor,
             "secret_keys.rotated",
             sealer.key_ids[0].hex(),
             organization_id=None,
-            after={"resealed": done},
+            after={"to_reseal": {one.name: _stale_count(found, one) for one in SEALED}},
         )
+    done, unopened, used = {}, [], set()
+    for one in SEALED:
+        work = _Work(one)
+        await _reseal(database, sealer, work)
+        done[one.name] = work.count
+        unopened += work.unopened.values()
+        used |= work.still_used
+    if unopened:
+        raise Unopened(unopened)
+    if used:
+        raise StillSealing(used)
     return done
 
 
-async def _reseal(database: Database, sealer: Sealer, one: Sealed) -> int:
+def _stale_count(found: Survey, one: Sealed) -> int:
+    return sum(counts.get(one.name, 0) for key_id, counts in found.sealed.items() if key_id != found.key_ids[0])
+
+
+@dataclass(slots=True)
+class _Work:
+    """How far one column is."""
+
+    of: Sealed
+    count: int = 0
+    unopened: dict[Row, str] = field(default_factory=dict)  # by their keys
+    still_used: set[bytes] = field(default_factory=set)  # keys that the last pass found, and should not have
+
+
+async def _reseal(database: Database, sealer: Sealer, work: _Work) -> None:
     """Passes over the table until one finds nothing more: what was changed while we looked at it, or by a process that
-    has not been given the newest key yet, may still be under an older one."""
-    total, is_done = 0, False
-    while not is_done:
-        is_done, after = True, None
+    has not been given the newest key yet, may still be under an older one. What is new at the last is such a process's.
+    """
+    for _ in range(PASSES):
+        work.still_used, after = set(), None
         while True:
             async with database.driver() as driver, driver.transaction():
                 await driver.execute(_LOCK)
-                rows = await _stale(driver, sealer, one, after)
-                total += await _swap(driver, sealer, one, rows)
-            is_done = is_done and not rows
+                rows = await _stale(driver, sealer, work.of, after)
+                await _swap(driver, sealer, work, rows)
             if len(rows) < BATCH:
                 break
             after = rows[-1][:-1]
-    return total
-
-
-Row = tuple[Any, ...]  # the key's columns, and the blob
+        if not work.still_used:
+            return
 
 
 async def _stale(driver: Any, sealer: Sealer, one: Sealed, after: Row | None) -> list[Row]:
@@ -165,11 +213,18 @@ async def _stale(driver: Any, sealer: Sealer, one: Sealed, after: Row | None) ->
     return [tuple(row) for row in await driver.fetch(statement, sealer.newest_header, BATCH, *(after or ()))]
 
 
-async def _swap(driver: Any, sealer: Sealer, one: Sealed, rows: list[Row]) -> int:
-    if not rows:
-        return 0
-    contexts = [one.context(*row[:-1]) for row in rows]
-    fresh = [sealer.seal(sealer.open(row[-1], context), context) for row, context in zip(rows, contexts, strict=True)]
+async def _swap(driver: Any, sealer: Sealer, work: _Work, rows: list[Row]) -> None:
+    one, opened = work.of, []
+    for row in rows:
+        context = one.context(*row[:-1])
+        try:
+            opened.append((row, sealer.seal(sealer.open(row[-1], context), context)))
+        except SealError as error:
+            work.unopened[row[:-1]] = f"{one.name} of {_named(one, row)}, key {key_id_of(row[-1]).hex()} ({error.message})"
+        else:
+            work.still_used.add(key_id_of(row[-1]))
+    if not opened:
+        return
     names = [name for name, _ in one.key]
     arrays = ", ".join(f"${place}::{kind}[]" for place, (_, kind) in enumerate(one.key, start=3))
     same = " AND ".join(f"kept.{name} = given.{name}" for name in names)
@@ -178,9 +233,14 @@ async def _swap(driver: Any, sealer: Sealer, one: Sealed, rows: list[Row]) -> in
         f" FROM unnest({arrays}, $1::bytea[], $2::bytea[]) AS given({', '.join(names)}, stale, fresh)"
         f" WHERE {same} AND kept.{one.column} = given.stale RETURNING 1"
     )
-    keys = list(zip(*(row[:-1] for row in rows), strict=True))
-    changed = await driver.fetch(statement, [row[-1] for row in rows], fresh, *map(list, keys))
-    return len(changed)
+    keys = list(zip(*(row[:-1] for row, _ in opened), strict=True))
+    stale, fresh = [row[-1] for row, _ in opened], [blob for _, blob in opened]
+    work.count += len(await driver.fetch(statement, stale, fresh, *map(list, keys)))
+
+
+def _named(one: Sealed, row: Row) -> str:
+    shown = [value.hex() if isinstance(value, bytes) else str(value) for value in row[:-1]]
+    return " ".join(f"{name}={value}" for (name, _), value in zip(one.key, shown, strict=True))
 
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('hookwright reseal', 0))"  # two at once would lock crosswise

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from uuid import UUID
 
 import structlog
 
-from core import erasure, expired_secrets, idempotency, partitions, replays, settling, sign_in, stats
+from core import erasure, expired_secrets, idempotency, partitions, redaction, replays, settling, sign_in, stats
 from core.breakers import UNREACHABLE, Breakers
 from core.database import Database, is_unreachable
 from worker.engine import Engine
@@ -62,9 +63,21 @@ async def settle(database: Database) -> None:
     await settling.settle_all(database)
 
 
-async def erase(database: Database, breakers: Breakers) -> None:
-    """Erases what deleted organizations had, for a part of each second."""
-    await erasure.advance(database, breakers)
+async def redact(database: Database) -> None:
+    """Finishes redactions that took their caller too long."""
+    await redaction.finish_all(database)
+
+
+class Erasing:
+    """Erases what deleted organizations had, for a part of each second, by turns."""
+
+    def __init__(self, database: Database, breakers: Breakers) -> None:
+        self._database = database
+        self._breakers = breakers
+        self._last: UUID | None = None
+
+    async def advance(self) -> None:
+        self._last = await erasure.advance(self._database, self._breakers, behind=self._last)
 
 
 async def keep_house(database: Database, retention_days: int) -> None:

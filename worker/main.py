@@ -115,7 +115,8 @@ async def working(settings: Settings) -> AsyncIterator[Engine]:
             (interval_s, "parked", engine.find_parked),
             (interval_s, "replays", lambda: loops.advance_replays(database, engine, interval_s)),
             (interval_s, "settling", lambda: loops.settle(database)),
-            (ERASE_S, "erasure", lambda: loops.erase(database, breakers)),
+            (ERASE_S, "redaction", lambda: loops.redact(database)),
+            (ERASE_S, "erasure", loops.Erasing(database, breakers).advance),
             (STATISTICS_S, "statistics", engine.flush_statistics),
             (SYNC_S, "breakers", lambda: engine.sync_breakers(breakers)),
         )

@@ -17,7 +17,7 @@ from core.stats import Tally
 MAX_RECORD = 500  # outcomes one transaction records
 RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0)  # then every 2 s
 GIVE_UP_S = 120.0
-ENTANGLED_RETRY_S = 0.5
+HELD_RETRY_S = (0.05, 0.1, 0.2, 0.5)  # then every 0.5 s
 
 log = structlog.get_logger(__name__)
 
@@ -48,10 +48,12 @@ class Recorder:
         """Returns once it is stored, or its lease was lost. Raises when the database is away for too long."""
         clock = asyncio.get_running_loop().time
         give_up_at = clock() + GIVE_UP_S
+        tries = 0
         while (moved := await self._submit(finish)) is None:
             if clock() > min(give_up_at, self.give_up_at):
                 raise TimeoutError("others held what this outcome changes for too long")
-            await asyncio.sleep(ENTANGLED_RETRY_S)
+            await asyncio.sleep(HELD_RETRY_S[min(tries, len(HELD_RETRY_S) - 1)])
+            tries += 1
         if moved:
             self.tally.add(finish)
         else:
@@ -81,14 +83,15 @@ class Recorder:
     async def _record(
         self, finishes: list[Finish], *, until: tuple[type[BaseException], ...] = ()
     ) -> list[bool | None]:
-        """Whether each delivery moved. Waits out a database that is away, but not what is in `until`."""
+        """Whether each delivery moved; None where somebody else holds it. Waits out a database that is away, but not
+        what is in `until`."""
         clock = asyncio.get_running_loop().time
         give_up_at = clock() + GIVE_UP_S
         tries = 0
         while True:
             try:
                 async with self._database.driver() as driver:
-                    return [*await deliveries.finish(driver, finishes)]
+                    return await deliveries.finish(driver, finishes, wait=False)
             except Exception as error:
                 if isinstance(error, until) or not is_unreachable(error):
                     raise

@@ -147,10 +147,12 @@ async def show(call: Call) -> Reply:
 async def redact(call: Call) -> Reply:
     call.read(Nothing)
     async with call.transaction() as session:
-        event, is_new = await redaction.redact(session, call.organization_id, call.path_id(ids.EVENT))
+        event_id = call.path_id(ids.EVENT)
+        event, is_new = await redaction.redact(session, call.organization_id, event_id)
         if is_new:
             shown = views.event(event)
             call.audit(session, "event.redacted", shown["id"], after={"redacted_at": shown["redacted_at"]})
+    call.after_commit(lambda: redaction.finish(call.services.database, event_id))
     return Reply(views.event_with_data(event), message="Event redacted; its record stays, and nothing of it is sent")
 
 

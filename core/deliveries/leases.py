@@ -127,20 +127,21 @@ _CLAIM_PARKED = _CLAIM_WHERE.format(condition=f"{in_states(State.PENDING)} AND r
 # --- ending a claim ------------------------------------------------------------------------------------------------
 
 
-async def finish(driver: Any, finishes: Sequence[Finish]) -> list[bool]:
+async def finish(driver: Any, finishes: Sequence[Finish], *, wait: bool = True) -> list[bool | None]:
     """Records attempts and moves their deliveries on, all in one transaction.
 
-    Returns for each whether its delivery moved. One that did not had lost its lease: its attempt is recorded all the
+    Returns for each whether its delivery moved; without `wait`, None where another transaction holds the delivery, and
+    then nothing is recorded for it. One that did not had lost its lease: its attempt is recorded all the
     same, for it was made, but everything else is now another's to decide. What is recorded twice, because the answer
     to the first time was lost, stands once.
     """
     try:
-        return await _finish_all(driver, finishes)
+        return await _finish_all(driver, finishes, wait)
     except asyncpg.CheckViolationError as error:
         if not partitions.is_missing(error):
             raise
         await partitions.ensure(driver, {ids.day_of(one.tried.id) for one in finishes if one.tried})
-        return await _finish_all(driver, finishes)
+        return await _finish_all(driver, finishes, wait)
 
 
 def is_entangled(one: Finish) -> bool:
@@ -154,12 +155,12 @@ def is_entangled(one: Finish) -> bool:
 ENTANGLED_LOCK_TIMEOUT_MS = 1_000
 
 
-async def _finish_all(driver: Any, finishes: Sequence[Finish]) -> list[bool]:
+async def _finish_all(driver: Any, finishes: Sequence[Finish], wait: bool) -> list[bool | None]:
     if not any(map(is_entangled, finishes)):  # a single statement is its own transaction: one round trip
-        return [state is not None for state in await _finish(driver, finishes)]
+        return _have_moved(finishes, *await _finish(driver, finishes, wait))
     async with driver.transaction():
         await driver.execute(f"SET LOCAL lock_timeout = '{ENTANGLED_LOCK_TIMEOUT_MS}ms'")
-        states = await _finish(driver, finishes)
+        states, held = await _finish(driver, finishes, wait)
         await replay_items.record(driver, _item_results(finishes, states))
         # Only what was sent under the subscription as it still is: one that was meanwhile given another URL, or
         # resumed by a person, is not disabled by the answer to an earlier attempt.
@@ -169,17 +170,23 @@ async def _finish_all(driver: Any, finishes: Sequence[Finish]) -> list[bool]:
                 _DISABLE, [one.subscription_id for one in told], [one.subscription_version for one in told]
             )
             await audit.store(driver, [_disabling(row) for row in disabled])
-    return [state is not None for state in states]
+    return _have_moved(finishes, states, held)
 
 
-async def _finish(driver: Any, finishes: Sequence[Finish]) -> list[State | None]:
-    """Returns where each delivery is now; None where the lease was lost."""
+def _have_moved(finishes: Sequence[Finish], states: Sequence[State | None], held: set[UUID]) -> list[bool | None]:
+    return [
+        None if one.claimed.id in held else state is not None for one, state in zip(finishes, states, strict=True)
+    ]
+
+
+async def _finish(driver: Any, finishes: Sequence[Finish], wait: bool) -> tuple[list[State | None], set[UUID]]:
+    """Returns where each delivery is now, None where the lease was lost; and those that others hold."""
     claims = [one.claimed for one in finishes]
     verdicts = [one.verdict for one in finishes]
     tried = [(one.claimed, one.tried) for one in finishes if one.tried]
     delivery_ids = [claimed.id for claimed in claims]
     rows = await driver.fetch(
-        _FINISH,
+        _FINISH if wait else _FINISH_WITHOUT_WAITING,
         delivery_ids,
         min(delivery_ids),
         max(delivery_ids),
@@ -208,8 +215,11 @@ async def _finish(driver: Any, finishes: Sequence[Finish]) -> list[State | None]
         [one.response_body for _, one in tried],
     )
     # By id and token: a worker that stood still may hold two claims of one delivery in one batch.
-    moved = {(row["id"], row["token"]): State(row["state"]) for row in rows}
-    return [moved.get((claimed.id, claimed.token)) for claimed in claims]
+    moved = {(row["id"], row["token"]): State(row["state"]) for row in rows if row["state"]}
+    held = set(delivery_ids) - {row["id"] for row in rows}
+    if held:  # or gone, with their organization or their day
+        held = {row["id"] for row in await driver.fetch(_THERE, list(held), min(held), max(held))} if not wait else set()
+    return [moved.get((claimed.id, claimed.token)) for claimed in claims], held
 
 
 def _disabling(row: Any) -> AuditEntry:
@@ -280,8 +290,11 @@ WITH verdict AS (
     ) JOIN locked ON locked.id = tried.delivery_id
     ON CONFLICT (id) DO NOTHING
 )
-SELECT id, token, state FROM moved
+SELECT locked.id, moved.token, moved.state FROM locked LEFT JOIN moved USING (id)
 """
+# One delivery that somebody holds for long keeps nobody else's outcome waiting.
+_FINISH_WITHOUT_WAITING = _FINISH.replace("ORDER BY id FOR UPDATE", "ORDER BY id FOR UPDATE SKIP LOCKED")
+_THERE = "SELECT id FROM deliveries WHERE id = ANY($1::uuid[]) AND id BETWEEN $2 AND $3"
 
 # Locks subscriptions, then organizations, each in the order of their ids: no two of these wait crosswise.
 _DISABLE = """
@@ -322,7 +335,7 @@ async def hold(driver: Any, claims: Sequence[Claimed]) -> None:
             else Finish(claimed, Verdict(State.PENDING, claimed.waiting_reason, STEERED_DELAY_S))
             for claimed in claims
         ]
-        await replay_items.record(driver, _item_results(finishes, await _finish(driver, finishes)))
+        await replay_items.record(driver, _item_results(finishes, (await _finish(driver, finishes, wait=True))[0]))
 
 
 _PAUSED = "SELECT id FROM subscriptions WHERE id = ANY($1) AND status = 'paused' FOR SHARE SKIP LOCKED"

@@ -89,18 +89,22 @@ RETURNING id
 """
 
 
-async def redact(driver: Any, event_id: UUID) -> int:
-    """Marks all deliveries of an event that is being redacted, so that none is sent again, and takes out what is
-    pending. One that is being sent is let finish; whatever comes of it, it is not tried again. Returns how many there
-    are. The caller holds a transaction, and the event's lock."""
+async def redact(driver: Any, event_id: UUID, *, after: UUID | None = None, most: int = 1_000) -> list[UUID]:
+    """Marks deliveries of an event that was redacted, so that none is sent again, and takes out what is pending. One
+    that is being sent is let finish; whatever comes of it, it is not tried again. Returns which, up to `most` of those
+    that were not marked yet, beginning `after` one. The caller holds a transaction."""
     low, high = ids.family_bounds(event_id)
-    await driver.execute(_LOCK_FAMILY, event_id, low, high)
-    rows = await driver.fetch(_REDACT, event_id, low, high)
-    await replay_items.supersede(driver, [(row["replay_id"], row["id"]) for row in rows if row["replay_id"]])
-    return len(rows)
+    chosen = [row["id"] for row in await driver.fetch(_LOCK_FAMILY, event_id, after or low, high, most)]
+    if chosen:
+        rows = await driver.fetch(_REDACT, chosen, chosen[0], chosen[-1])
+        await replay_items.supersede(driver, [(row["replay_id"], row["id"]) for row in rows if row["replay_id"]])
+    return chosen
 
 
-_LOCK_FAMILY = "SELECT FROM deliveries WHERE id BETWEEN $2 AND $3 AND event_id = $1 ORDER BY id FOR UPDATE"
+_LOCK_FAMILY = """
+SELECT id FROM deliveries WHERE id BETWEEN $2 AND $3 AND event_id = $1 AND redacted_at IS NULL
+ORDER BY id LIMIT $4 FOR UPDATE
+"""
 # A statement of its own, with a view of its own, so that it sees what the locks were waited for.
 _REDACT = """
 UPDATE deliveries SET
@@ -109,7 +113,7 @@ UPDATE deliveries SET
     state = CASE state WHEN 'pending' THEN 'discarded' ELSE state END,
     reason = CASE state WHEN 'pending' THEN 'event_redacted' ELSE reason END,
     due_at = CASE state WHEN 'pending' THEN NULL ELSE due_at END
-WHERE id BETWEEN $2 AND $3 AND event_id = $1
+WHERE id = ANY($1::uuid[]) AND id BETWEEN $2 AND $3
 RETURNING id, CASE WHEN state = 'discarded' THEN replay_id END AS replay_id
 """
 

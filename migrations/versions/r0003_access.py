@@ -26,6 +26,7 @@ ALTER TABLE deliveries DROP CONSTRAINT ck_deliveries_reason, ADD CONSTRAINT ck_d
 ) NOT VALID;
 ALTER TABLE events ADD COLUMN redacted_at timestamptz;
 ALTER TABLE deliveries ADD COLUMN redacted_at timestamptz;
+CREATE TABLE unfinished_redactions (event_id uuid NOT NULL, CONSTRAINT pk_unfinished_redactions PRIMARY KEY (event_id));
 ALTER TABLE organizations ADD COLUMN deleted_at timestamptz, ADD COLUMN erased jsonb;
 CREATE INDEX ix_organizations_deleted ON organizations (id) WHERE deleted_at IS NOT NULL;
 ALTER TABLE api_keys

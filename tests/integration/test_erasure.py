@@ -308,3 +308,33 @@ def test_a_subscription_that_is_made_while_its_organization_is_deleted(database_
         assert await seeds.driver.fetchval(live) == 0
 
     seeded(database_url, check)
+
+
+def test_one_organization_that_is_erased_slowly_does_not_hold_up_the_others(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, tried = erasure._step, []
+
+    async def check(seeds: Seeds) -> None:
+        stuck = seeds.organization_id
+        seeds.organization_id = ids.new_id()
+        await seeds.prepare()
+        for one in (stuck, seeds.organization_id):
+            async with seeds.database.session() as session:
+                await erasure.mark(session, one, COMMAND_LINE)
+
+        async def step(session: Any, breakers: Any, organization_id: UUID, late_s: float) -> bool:
+            tried.append(organization_id)
+            if organization_id == stuck:
+                await asyncio.sleep(0.02)  # all the time there is
+                raise TimeoutError
+            return await real(session, breakers, organization_id, late_s)
+
+        monkeypatch.setattr(erasure, "_step", step)
+        last = None
+        for _ in range(3):
+            last = await erasure.advance(seeds.database, NoBreakers(), work_s=0.01, late_s=0.0, behind=last)
+        assert tried[:2] == [stuck, seeds.organization_id]
+        assert stuck in tried[2:]
+
+    seeded(database_url, check)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -20,6 +21,8 @@ from tests.integration.test_deliveries import blocked
 from tests.platform import Platform, eventually
 from tests.receiver import Receiver
 from tests.seeds import LATER, SUCCESS, Seeds, ended, seeded
+from worker import loops
+from worker.recorder import Recorder
 
 CANARY = "canary-5f1c9b7e2d"
 SLOWLY = {"backoff_strategy": "fixed", "base_delay_ms": 60_000, "max_attempts": 5, "jitter": False}
@@ -127,12 +130,20 @@ async def nothing_sends_it_again(p: Platform, subscriptions: dict[str, str], pat
     assert (await p.call("GET", path))["data"]["matched_subscriptions"] == 5
 
 
-async def redacting(seeds: Seeds, event_id: UUID, go: asyncio.Event, locked: asyncio.Event) -> None:
-    """Redacts in a transaction that is committed once `go` is set."""
+async def redacting(
+    seeds: Seeds, event_id: UUID, go: asyncio.Event, locked: asyncio.Event, *, at_event: bool = False
+) -> None:
+    """Redacts; the transaction over the deliveries, or the one before over the event, is committed once `go` is set."""
     async with seeds.database.session() as session:
         await redaction.redact(session, seeds.organization_id, event_id)
+        if at_event:
+            locked.set()
+            await go.wait()
+    async with seeds.database.driver() as driver, driver.transaction():
+        await redaction.step(driver, event_id)
         locked.set()
         await go.wait()
+    assert await redaction.finish(seeds.database, event_id)
 
 
 @pytest.mark.parametrize(
@@ -184,11 +195,59 @@ def test_a_redaction_during_a_recording_waits_and_removes_what_that_stored(datab
     seeded(database_url, check)
 
 
+def test_what_others_hold_is_recorded_later_and_the_rest_at_once(database_url: str) -> None:
+    async def check(seeds: Seeds) -> None:
+        mine = await seeds.claim_one(await seeds.delivery(event_id=await seeds.event()))
+        seeds.organization_id = ids.new_id()
+        await seeds.prepare()
+        others = [await seeds.claim_one(await seeds.delivery()) for _ in range(3)]
+        recorder = Recorder(seeds.database, 100)
+        recorder.start()
+        async with seeds.database.driver() as driver, driver.transaction():
+            await driver.execute("SELECT FROM deliveries WHERE id = $1 FOR UPDATE", mine.id)
+            held = asyncio.create_task(recorder.keep(ended(mine)))
+            async with asyncio.timeout(1.0):
+                await asyncio.gather(*(recorder.keep(ended(one)) for one in others))
+            assert not held.done()
+        await held
+        assert {await seeds.state(one.id) for one in (mine, *others)} == {("delivered", None)}
+        gone = replace(mine, id=ids.new_id())  # erased, or its day dropped
+        assert await deliveries.finish(seeds.driver, [ended(gone)], wait=False) == [False]
+        await recorder.close()
+
+    seeded(database_url, check)
+
+
+def test_a_redaction_that_was_cut_short_is_finished_by_a_worker(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is recorded or replayed in between is removed, and not sent."""
+    monkeypatch.setattr(redaction, "BATCH", 2)
+
+    async def check(seeds: Seeds) -> None:
+        event_id = await seeds.event()
+        claims = [await seeds.claim_one(await seeds.delivery(event_id=event_id)) for _ in range(5)]
+        for one in claims[:3]:
+            await deliveries.finish(seeds.driver, [ended(one, SUCCESS, response_body=CANARY.encode())])
+        async with seeds.database.session() as session:
+            await redaction.redact(session, seeds.organization_id, event_id)
+        assert not await redaction.finish(seeds.database, event_id, within_s=0.0)
+        await deliveries.finish(seeds.driver, [ended(claims[3], LATER, response_body=CANARY.encode())])
+        await loops.redact(seeds.database)
+        await deliveries.finish(seeds.driver, [ended(claims[4], LATER, response_body=CANARY.encode())])
+        for one, state in zip(claims, [("delivered", None)] * 3 + [("discarded", "event_redacted")] * 2, strict=True):
+            assert await seeds.state(one.id) == state
+            assert [row["response_body"] for row in await seeds.attempts(one.id)] == [None]
+        assert await seeds.driver.fetch("SELECT FROM unfinished_redactions") == []
+
+    seeded(database_url, check)
+
+
 def test_catching_up_during_a_redaction_creates_nothing(database_url: str) -> None:
     async def check(seeds: Seeds) -> None:
         event_id = await seeds.event()
         go, locked = asyncio.Event(), asyncio.Event()
-        redacts = asyncio.create_task(redacting(seeds, event_id, go, locked))
+        redacts = asyncio.create_task(redacting(seeds, event_id, go, locked, at_event=True))
         await locked.wait()
         async with seeds.database.session() as session:
             query = select(Subscription).where(Subscription.id == seeds.subscription_id)
