@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from cli.embedded import find_running
 from cli.embedded.paths import read_secret
+from cli.embedded.secret_keys import is_newer_than_what_runs, secret_keys_file
 from cli.supervisor.platform import DATABASE_URL, OWNER_URL, REDIS_URL, SECRET_KEYS
-from core.errors import HookwrightError, Unavailable
+from core.errors import Conflict, HookwrightError, Unavailable
 from core.settings import PREFIX, Settings, WrongSettings, load
 
 if TYPE_CHECKING:
@@ -92,6 +93,21 @@ def sealer(given: Settings) -> Sealer:
         return Sealer(given.secret_keys)
     except InvalidKey as error:
         raise WrongSettings(f"{SECRET_KEYS}: {error.message}") from error
+
+
+def keys_are_in_file(data_dir: Path) -> bool:
+    """Whether the secret keys are those that `hookwright up` keeps, and not configured."""
+    env = environment()
+    return SECRET_KEYS not in env and DATABASE_URL not in env and secret_keys_file(data_dir).exists()
+
+
+def refuse_newer_keys(data_dir: Path) -> None:
+    """For whatever seals or hashes. Raises `Conflict` where the platform that runs could not make use of it."""
+    if keys_are_in_file(data_dir) and is_newer_than_what_runs(data_dir):
+        raise Conflict(
+            f"The platform on {data_dir} was started before the newest key was made, and does not know that key;"
+            " restart `hookwright up`, then do this again"
+        )
 
 
 @asynccontextmanager

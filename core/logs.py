@@ -20,6 +20,7 @@ def configure(level: str, log_format: str) -> None:
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _forget_details,
         structlog.processors.format_exc_info,
         _without_details,
     ]
@@ -46,11 +47,29 @@ def configure(level: str, log_format: str) -> None:
         logging.getLogger(name).setLevel(max(threshold, logging.WARNING))
 
 
-# What PostgreSQL adds to an error: "Failing row contains (…)", which is somebody's data. In a text, and in its repr.
-_DETAIL = re.compile(
-    r"(?:\n|\\n)[ |]*DETAIL:.*?(?=(?:\n|\\n)[ |]*(?:\[SQL|HINT:)|\n[ |]*\n|\Z)",
-    re.DOTALL,
-)
+# What PostgreSQL adds to an error: "Failing row contains (…)", which is somebody's data, and nobody can tell where that
+# ends: so the rest of the text goes too. In a text, and in its repr.
+_DETAIL = re.compile(r"(?:\n|\\n)[ |]*DETAIL:.*", re.DOTALL)
+
+
+def _forget_details(_logger: object, _name: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Empties them where the exception is still at hand, so that what comes after them is kept."""
+    given = line.get("exc_info")
+    error = given if isinstance(given, BaseException) else given[1] if isinstance(given, tuple) else sys.exception()
+    if given:
+        _forget_in(error, set())
+    return line
+
+
+def _forget_in(error: BaseException | None, seen: set[int]) -> None:
+    """In `error` and what it was raised from or during. What wraps it may have its text already: that is cut."""
+    if error is None or id(error) in seen:
+        return
+    seen.add(id(error))
+    if type(error).__module__.startswith("asyncpg.") and hasattr(error, "detail"):
+        error.detail = None
+    for other in (error.__cause__, error.__context__, *getattr(error, "exceptions", ())):
+        _forget_in(other, seen)
 
 
 def _without_details(_logger: object, _name: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:

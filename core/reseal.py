@@ -133,7 +133,7 @@ class StillSealing(SealError):
     def __init__(self, key_ids: set[bytes]) -> None:
         named = " and ".join(sorted(key_id.hex() for key_id in key_ids))
         super().__init__(
-            f"A process still seals with the key {named}, faster than it is sealed anew: restart whatever was started"
+            f"A process still seals with the key {named}: restart whatever was started"
             " before the newest key was put first, then rotate again"
         )
 
@@ -156,12 +156,14 @@ async def rotate(database: Database, sealer: Sealer, actor: Actor) -> dict[str, 
             organization_id=None,
             after={"to_reseal": {one.name: _stale_count(found, one) for one in SEALED}},
         )
-    done, unopened, used = {}, [], set()
+    done: dict[str, int] = {}
+    unopened: list[str] = []
+    used: set[bytes] = set()
     for one in SEALED:
         work = _Work(one)
         await _reseal(database, sealer, work)
         done[one.name] = work.count
-        unopened += work.unopened.values()
+        unopened += work.unopened
         used |= work.still_used
     if unopened:
         raise Unopened(unopened)
@@ -180,8 +182,8 @@ class _Work:
 
     of: Sealed
     count: int = 0
-    unopened: dict[Row, str] = field(default_factory=dict)  # by their keys
-    still_used: set[bytes] = field(default_factory=set)  # keys that the last pass found, and should not have
+    unopened: list[str] = field(default_factory=list)  # by the last pass, as is the next
+    still_used: set[bytes] = field(default_factory=set)  # keys that something was still sealed with
 
 
 async def _reseal(database: Database, sealer: Sealer, work: _Work) -> None:
@@ -189,7 +191,7 @@ async def _reseal(database: Database, sealer: Sealer, work: _Work) -> None:
     has not been given the newest key yet, may still be under an older one. What is new at the last is such a process's.
     """
     for _ in range(PASSES):
-        work.still_used, after = set(), None
+        work.unopened, work.still_used, after = [], set(), None
         while True:
             async with database.driver() as driver, driver.transaction():
                 await driver.execute(_LOCK)
@@ -214,15 +216,16 @@ async def _stale(driver: Any, sealer: Sealer, one: Sealed, after: Row | None) ->
 
 
 async def _swap(driver: Any, sealer: Sealer, work: _Work, rows: list[Row]) -> None:
-    one, opened = work.of, []
+    one = work.of
+    opened: list[tuple[Row, bytes]] = []
     for row in rows:
         context = one.context(*row[:-1])
         try:
             opened.append((row, sealer.seal(sealer.open(row[-1], context), context)))
         except SealError as error:
-            work.unopened[row[:-1]] = f"{one.name} of {_named(one, row)}, key {key_id_of(row[-1]).hex()} ({error.message})"
+            work.unopened.append(f"{one.name} of {_named(one, row)}, under {_key_id(row[-1]).hex()} ({error.message})")
         else:
-            work.still_used.add(key_id_of(row[-1]))
+            work.still_used.add(_key_id(row[-1]))
     if not opened:
         return
     names = [name for name, _ in one.key]
@@ -236,6 +239,10 @@ async def _swap(driver: Any, sealer: Sealer, work: _Work, rows: list[Row]) -> No
     keys = list(zip(*(row[:-1] for row, _ in opened), strict=True))
     stale, fresh = [row[-1] for row, _ in opened], [blob for _, blob in opened]
     work.count += len(await driver.fetch(statement, stale, fresh, *map(list, keys)))
+
+
+def _key_id(blob: bytes) -> bytes:
+    return bytes(blob[1:5])  # as in `_COUNT`
 
 
 def _named(one: Sealed, row: Row) -> str:

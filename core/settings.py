@@ -178,7 +178,7 @@ class Settings(BaseSettings):
     @field_validator("egress_proxy_url")
     @classmethod
     def _is_proxy(cls, value: str | None) -> str | None:
-        return None if value is None else urls.proxy(value)
+        return urls.proxy(value) if value else None
 
     @field_validator("public_url")
     @classmethod

@@ -30,6 +30,7 @@ def create(
     if (org is None) != platform:
         raise typer.BadParameter("give either --org ORG or --platform")
     settings = target.settings(data_dir, keys=True)
+    target.refuse_newer_keys(data_dir)
     sealer = target.sealer(settings)
     from app.api import views  # the same JSON as the API's
     from core import api_keys, audit, organizations

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import target
-from cli.embedded.secret_keys import add_secret_key, is_newer_than_what_runs, secret_keys_file
+from cli.embedded.secret_keys import add_secret_key, secret_keys_file
 from cli.options import DEFAULT_DATA_DIR, DataDir, Json
 from cli.output import give, give_json, say, table
-from cli.supervisor.platform import DATABASE_URL, SECRET_KEYS
-from core.errors import Conflict
+from cli.supervisor.platform import SECRET_KEYS
 from core.settings import Settings
 
 if TYPE_CHECKING:
@@ -48,11 +47,7 @@ def rotate(
         _make_key(data_dir)
         return
     settings = target.settings(data_dir, keys=True)
-    if _are_in_file(data_dir) and is_newer_than_what_runs(data_dir):
-        raise Conflict(
-            f"The platform on {data_dir} was started before the newest key was made, and could not open what that"
-            " seals; restart `hookwright up`, then rotate"
-        )
+    target.refuse_newer_keys(data_dir)
     done, found = asyncio.run(_work(settings, rotating=True))
     if as_json:
         give_json({"resealed": done, **_json(found)})
@@ -62,14 +57,8 @@ def rotate(
     _show(found)
 
 
-def _are_in_file(data_dir: Path) -> bool:
-    """Whether the keys are those that `hookwright up` keeps, and not configured."""
-    env = target.environment()
-    return SECRET_KEYS not in env and DATABASE_URL not in env and secret_keys_file(data_dir).exists()
-
-
 def _make_key(data_dir: Path) -> None:
-    if _are_in_file(data_dir):
+    if target.keys_are_in_file(data_dir):
         add_secret_key(data_dir)
         say(f"A new key is the first in {secret_keys_file(data_dir)} now. Keep a copy of that file.")
         say("Restart `hookwright up`, then run: hookwright keys rotate")

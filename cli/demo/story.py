@@ -61,6 +61,7 @@ class Story:
         from core import api_keys, ids, organizations
 
         settings = target.settings(self._data_dir, keys=True)
+        target.refuse_newer_keys(self._data_dir)
         sealer = target.sealer(settings)
         async with target.session(settings) as session:
             organization = await organizations.create(session, f"Demo of {datetime.now():%Y-%m-%d %H:%M:%S}")

@@ -174,9 +174,7 @@ async def _finish_all(driver: Any, finishes: Sequence[Finish], wait: bool) -> li
 
 
 def _have_moved(finishes: Sequence[Finish], states: Sequence[State | None], held: set[UUID]) -> list[bool | None]:
-    return [
-        None if one.claimed.id in held else state is not None for one, state in zip(finishes, states, strict=True)
-    ]
+    return [None if one.claimed.id in held else state is not None for one, state in zip(finishes, states, strict=True)]
 
 
 async def _finish(driver: Any, finishes: Sequence[Finish], wait: bool) -> tuple[list[State | None], set[UUID]]:
@@ -218,7 +216,9 @@ async def _finish(driver: Any, finishes: Sequence[Finish], wait: bool) -> tuple[
     moved = {(row["id"], row["token"]): State(row["state"]) for row in rows if row["state"]}
     held = set(delivery_ids) - {row["id"] for row in rows}
     if held:  # or gone, with their organization or their day
-        held = {row["id"] for row in await driver.fetch(_THERE, list(held), min(held), max(held))} if not wait else set()
+        held = (
+            {row["id"] for row in await driver.fetch(_THERE, list(held), min(held), max(held))} if not wait else set()
+        )
     return [moved.get((claimed.id, claimed.token)) for claimed in claims], held
 
 

@@ -118,7 +118,9 @@ def test_outcomes_of_what_another_holds_are_recorded_later_and_the_others_at_onc
             assert status == 202
             await fleet.received(total, within_s=5)
             async with other.transaction():
-                rows = await other.fetch("SELECT id FROM deliveries WHERE state = 'sending' ORDER BY id FOR UPDATE LIMIT 7")
+                rows = await other.fetch(
+                    "SELECT id FROM deliveries WHERE state = 'sending' ORDER BY id FOR UPDATE LIMIT 7"
+                )
                 await fleet.delivered(total - len(rows), within_s=5)
         await fleet.delivered(total, within_s=5)
         assert (worker.exit_code, fleet.errors()) == (None, [])

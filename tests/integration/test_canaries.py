@@ -17,13 +17,14 @@ from typing import Any
 import asyncpg
 import httpx
 import redis
+import structlog
 from sqlalchemy.engine import make_url
 
 from cli.supervisor.ports import free_port
 from core import api_keys, ids, organizations, set_up_link
 from core.audit import COMMAND_LINE, record
 from core.database import Database
-from core.logs import _without_details
+from core.logs import _forget_details, _without_details
 from core.sealing import Sealer
 from tests.api import SUBSCRIPTIONS
 from tests.commands import HOOKWRIGHT, clean_env
@@ -63,12 +64,21 @@ def test_a_secret_is_found_in_whatever_form() -> None:
 
 
 def test_log_lines_lose_what_postgresql_says_of_the_failing_row() -> None:
-    said = "new row violates check\nDETAIL:  Failing row contains (x, secret\nin two lines).\nHINT:  do so"
-    for text in (said, f"{said!r}", f"Error('{said!r}')", f"{said}\n\nDuring handling\nDETAIL:  secret"):
-        kept = _without_details(None, "", {"exception": text})["exception"]
-        assert "secret" not in kept
-        assert "violates check" in kept
-        assert "do so" in kept
+    """Which may hold anything, also what looks like the end of it."""
+    for row in ("(x, secret\nin two lines)", "(x,\n\nsecret)", "(x,\nHINT:  secret)", "(x,\n[SQL: secret)"):
+        said = f"new row violates check\nDETAIL:  Failing row contains {row}."
+        for text in (said, f"{said!r}", f"Error('{said!r}')", f"{said}\n\nDuring handling\nDETAIL:  secret"):
+            kept = _without_details(None, "", {"exception": text})["exception"]
+            assert "secret" not in kept
+            assert "violates check" in kept
+    inner = asyncpg.CheckViolationError("violates check")
+    inner.detail = "Failing row contains (secret)."  # type: ignore[attr-defined]
+    outer = ValueError("what failed over it")
+    outer.__cause__ = inner
+    line = structlog.processors.format_exc_info(None, "", _forget_details(None, "", {"exc_info": outer}))
+    assert "secret" not in line["exception"]
+    assert "violates check" in line["exception"]
+    assert "what failed over it" in line["exception"]  # which comes after it
 
 
 class Watched:

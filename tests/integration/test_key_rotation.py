@@ -22,7 +22,7 @@ from core import api_keys, reseal, schema, subscriptions
 from core.audit import COMMAND_LINE
 from core.database import Database
 from core.egress import EgressPolicy
-from core.reseal import SEALED, UnknownKeys
+from core.reseal import SEALED, StillSealing, UnknownKeys, Unopened
 from core.sealing import Sealer, UnknownKey, generate_key
 from tests.api import SUBSCRIPTIONS, error_of
 from tests.commands import data_folder, hookwright
@@ -198,6 +198,49 @@ def test_a_missing_key_is_named_and_nothing_is_changed(database_url: str, redis_
     seeded(database_url, check)
 
 
+def test_what_cannot_be_opened_is_named_and_keeps_nothing_else_from_being_sealed_anew(database_url: str) -> None:
+    async def check(seeds: Seeds) -> None:
+        for _ in range(3):
+            await plant(seeds, OLD)
+        broken = await seeds.driver.fetchval("SELECT id FROM subscription_secrets ORDER BY id LIMIT 1")
+        await seeds.driver.execute(
+            "UPDATE subscription_secrets SET sealed = set_byte(sealed, 29, get_byte(sealed, 29) # 255) WHERE id = $1",
+            broken,
+        )
+        newest = Sealer([NEW, OLD])
+        with pytest.raises(Unopened, match=f"subscription_secrets.sealed of id={broken}, under {id_of(OLD)}"):
+            await reseal.rotate(seeds.database, newest, COMMAND_LINE)
+        found = await reseal.survey(seeds.database, newest)
+        assert found.sealed == {
+            newest.key_ids[0]: {"subscription_secrets.sealed": 2, "subscriptions.headers": 3},
+            newest.key_ids[1]: {"subscription_secrets.sealed": 1},
+        }
+        after = json.loads(await seeds.driver.fetchval("SELECT after FROM audit_log"))
+        assert after["to_reseal"]["subscription_secrets.sealed"] == 3
+
+    seeded(database_url, check)
+
+
+def test_a_process_that_goes_on_sealing_with_the_old_key_is_told_of(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = reseal._swap
+
+    async def check(seeds: Seeds) -> None:
+        await plant(seeds, OLD)
+
+        async def swap(*given: Any) -> None:
+            await real(*given)
+            if given[3]:  # it has found some, and another process makes more
+                await plant(seeds, OLD)
+
+        monkeypatch.setattr(reseal, "_swap", swap)
+        with pytest.raises(StillSealing, match=f"still seals with the key {id_of(OLD)}: restart"):
+            await reseal.rotate(seeds.database, Sealer([NEW, OLD]), COMMAND_LINE)
+
+    seeded(database_url, check)
+
+
 def test_the_keys_of_an_embedded_installation_are_rotated_in_its_file() -> None:
     with data_folder() as folder:
         folder.mkdir()
@@ -223,6 +266,9 @@ async def rotate_embedded(folder: Path) -> None:
         assert "API KEYS" in await command("keys", "rotate", "--data-dir", str(folder), env={})
         add_secret_key(folder)  # while it runs
         refused = await command("keys", "rotate", "--data-dir", str(folder), env={}, code=1)
+        assert "restart `hookwright up`" in refused
+        # Its hash would be under a key that the platform does not know, and the API key would not be taken.
+        refused = await command("key", "create", "--platform", "--data-dir", str(folder), env={}, code=1)
         assert "restart `hookwright up`" in refused
     finally:
         await postgres.stop()

@@ -164,6 +164,7 @@ def test_lists_are_split_at_commas() -> None:
 
 
 def test_an_empty_rate_limit_counts_as_not_given() -> None:
+    assert settings.load(ENOUGH | {"HOOKWRIGHT_EGRESS_PROXY_URL": ""}).egress_proxy_url is None
     loaded = settings.load(ENOUGH | {"HOOKWRIGHT_RATE_LIMIT_DEFAULT": "", "HOOKWRIGHT_RATE_LIMIT_INGEST": " "})
     assert (loaded.rate_limit_default, loaded.rate_limit_ingest) == ("1000/100", "off")
 
