@@ -1,14 +1,16 @@
 """Accepting events: match, store the event with its deliveries, and only then say yes.
 
 A request is one event or a batch of them, accepted whole or not at all. All requests that wait at the same moment
-share one transaction (`core.group_commit`). The answer leaves after the commit, and so does the hint to the workers,
-which may be lost: the sweep finds every committed delivery without it.
+share one transaction (`core.group_commit`), but for those whose matching takes long: they are stored apart, so that
+costly filters of one organization don't keep the others waiting. The answer leaves after the commit, and so does the
+hint to the workers, which may be lost: the sweep finds every committed delivery without it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -25,7 +27,7 @@ from core.events import Accepted, NewEvent
 from core.group_commit import GroupCommit
 from core.hints import Hint
 from core.idempotency import IdempotentCall
-from core.matching import SubscriberCache, Subscribers
+from core.matching import Matching, Slice, SubscriberCache, Subscribers
 from core.models_access import AuditEntry
 
 COMPLAIN_EVERY_S = 1.0  # in the log, however many requests fail
@@ -35,6 +37,8 @@ TRIES = 3  # of a request whose transaction PostgreSQL ended for the sake of ano
 # that stopped inside its transaction would hold back those of all others for as long as the pool's `lock_timeout`.
 KEYS_LOCK_TIMEOUT_MS = 500
 MAX_BATCH_EVENTS = 500  # events a transaction takes; beyond that latency grows and the cost per event does not fall
+SHARED_MATCHING_S = 0.02  # of a batch, for each organization; what takes longer is stored apart
+APART = 2  # requests at a time, no two of the same organization; it leaves connections to everything else
 MAX_WAITING = 20_000  # requests; and, whichever is reached first,
 MAX_WAITING_BYTES = 128 * 1024 * 1024
 
@@ -64,6 +68,10 @@ class Answer(NamedTuple):
     first_at: datetime | None = None
 
 
+class _TakesLong(HookwrightError):
+    """Never shown: the request is stored apart"""
+
+
 class Acceptance:
     """Accepts events for one web process. `hint` is called after each commit with the new deliveries."""
 
@@ -72,6 +80,8 @@ class Acceptance:
         self._hint = hint
         self._seal = seal
         self._subscribers = SubscriberCache()
+        self._apart = asyncio.Semaphore(APART)
+        self._apart_of: weakref.WeakValueDictionary[UUID, asyncio.Lock] = weakref.WeakValueDictionary()
         self._waiting_bytes = 0
         self._complained_at = -COMPLAIN_EVERY_S
         self._refused = 0  # since then
@@ -135,12 +145,22 @@ class Acceptance:
         timer = future.get_loop().call_at(end, _give_up, future)  # a seventh of what asyncio.timeout() costs
         try:
             return await future
+        except _TakesLong:
+            return await self._submit_apart(request, end)
         finally:
             timer.cancel()
 
-    async def _flush(self, requests: list[Request]) -> list[Answer | HookwrightError]:
+    async def _submit_apart(self, request: Request, end: float) -> Answer:
+        turn = self._apart_of.setdefault(request.organization_id, asyncio.Lock())
+        async with asyncio.timeout_at(end), turn, self._apart:
+            [answer] = await self._flush([request], apart=True)
+        if isinstance(answer, HookwrightError):
+            raise answer
+        return answer
+
+    async def _flush(self, requests: list[Request], *, apart: bool = False) -> list[Answer | HookwrightError]:
         try:
-            return await self._store(requests)
+            return await self._store(requests, apart=apart)
         except asyncpg.CheckViolationError as error:
             if not partitions.is_missing(error):
                 raise
@@ -148,21 +168,22 @@ class Acceptance:
             async with self._database.driver() as driver:
                 days = [ids.day_of(event.id) for request in requests for event in request.events]
                 await partitions.ensure(driver, days)
-            return await self._store(requests)
+            return await self._store(requests, apart=apart)
 
-    async def _store(self, requests: list[Request]) -> list[Answer | HookwrightError]:
+    async def _store(self, requests: list[Request], *, apart: bool = False) -> list[Answer | HookwrightError]:
         batch = _Batch(requests)
         async with self._database.driver() as driver:
             subscribers = await self._context(driver, batch)
+            await _match(batch, subscribers, None if apart else SHARED_MATCHING_S)
             if batch.needs_transaction():
                 async with driver.transaction():
                     await driver.execute(f"SET LOCAL lock_timeout = '{KEYS_LOCK_TIMEOUT_MS}ms'")
                     await batch.claim_keys(driver, self._seal)
-                    made = await _insert(driver, batch, subscribers)
+                    made = await _insert(driver, batch)
                     await batch.store_answers(driver, self._seal)
                     await audit.store(driver, [one.audited for _, one in batch.live() if one.audited is not None])
             else:
-                made = await _insert(driver, batch, subscribers)
+                made = await _insert(driver, batch)
         if made:
             self._hint(made)
         return batch.answers()
@@ -197,6 +218,7 @@ class _Batch:
 
     def __init__(self, requests: Sequence[Request]) -> None:
         self.requests = requests
+        self.wanted: dict[UUID, Sequence[UUID]] = {}  # the subscriptions by the id of the event
         self._ended: dict[int, Answer | HookwrightError] = {}
         self._accepted: dict[UUID, Accepted] = {}  # by the id of the NewEvent; a duplicate holds the first event's
         self._deliveries: dict[UUID, Sequence[UUID]] = {}
@@ -288,16 +310,41 @@ class _Batch:
         return [self._ended[index] for index in range(len(self.requests))]
 
 
-async def _insert(driver: Any, batch: _Batch, subscribers: Mapping[UUID, Subscribers]) -> list[Hint]:
+async def _match(batch: _Batch, subscribers: Mapping[UUID, Subscribers], longest_s: float | None) -> None:
+    """Finds who wants each event, before anything is locked. Fails requests of an organization for which it has taken
+    longer than that already."""
+    took_s: dict[UUID, float] = {}
+    turn = Slice()
+    for index, request in batch.live():
+        organization_id = request.organization_id
+        for event in request.events:
+            if event.only_for:
+                batch.wanted[event.id] = [event.only_for]
+                continue
+            matching = Matching(subscribers[organization_id], event.event_type, event.envelope)
+            while not matching.run(turn):
+                took_s[organization_id] = took_s.get(organization_id, 0) + await turn.pause()
+                if longest_s is not None and took_s[organization_id] > longest_s:
+                    break
+            if longest_s is not None and took_s.get(organization_id, 0) > longest_s:
+                batch.fail(index, _TakesLong())
+                break
+            batch.wanted[event.id] = matching.wanted
+            if matching.undecided:
+                log.warning(
+                    "an event holds more than filters may look at; it is not sent to their subscriptions",
+                    organization_id=ids.show(ids.ORGANIZATION, organization_id),
+                    event_id=ids.show(ids.EVENT, event.id),
+                    subscriptions=matching.undecided,
+                )
+
+
+async def _insert(driver: Any, batch: _Batch) -> list[Hint]:
     """Stores the new events with their deliveries in one statement. Returns the deliveries."""
     events = batch.to_insert()
     deliveries: list[tuple[UUID, UUID, NewEvent]] = []
     for event in events:
-        wanted = (
-            [event.only_for]
-            if event.only_for
-            else subscribers[event.organization_id].match(event.event_type, event.envelope)
-        )
+        wanted = batch.wanted[event.id]
         made = [(ids.new_id.within(event.id), subscription_id, event) for subscription_id in wanted]
         deliveries += made
         batch.inserted(event, [delivery_id for delivery_id, _, _ in made])

@@ -7,14 +7,19 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import structlog
+
 from core import deliveries, ids, jsontext, timestamps
 from core.errors import ValidationFailed
-from core.filters import compile_stored
+from core.filters import Budget, Undecided, compile_stored
+from core.matching import Slice
 from core.models import Subscription
 from core.patterns import PatternSet
 
 CHUNK = 1_000  # events looked at by one statement
 MAX_DELIVERIES = 50_000  # one transaction creates; whoever missed more catches up in steps
+
+log = structlog.get_logger(__name__)
 
 
 async def create_missed(driver: Any, subscription: Subscription, since: datetime, *, first: bool) -> list[UUID]:
@@ -27,13 +32,26 @@ async def create_missed(driver: Any, subscription: Subscription, since: datetime
     wants = compile_stored(subscription.filters) if subscription.filters else None
     after = UUID(int=max(ids.lowest_at(since).int - 1, 0))
     created: list[UUID] = []
+    turn = Slice()
     while True:
         rows = await driver.fetch(_EVENTS, subscription.organization_id, after, CHUNK)
-        chosen = [
-            row
-            for row in rows
-            if patterns.matches(row["event_type"]) and (wants is None or wants.matches(_envelope(row)))
-        ]
+        chosen, undecided = [], 0
+        for row in rows:
+            if turn.is_over():
+                await turn.pause()
+            if not patterns.matches(row["event_type"]):
+                continue
+            try:
+                if wants is None or wants.decide(_envelope(row), Budget()):
+                    chosen.append(row)
+            except Undecided:
+                undecided += 1
+        if undecided:
+            log.warning(
+                "events hold more than a filter may look at; they are not sent to its subscription",
+                subscription_id=ids.show(ids.SUBSCRIPTION, subscription.id),
+                events=undecided,
+            )
         created += await deliveries.create_missing(driver, subscription, chosen, first=first)
         if len(created) > MAX_DELIVERIES:
             raise ValidationFailed.of(

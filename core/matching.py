@@ -1,32 +1,75 @@
 """Which subscriptions of an organization want an event: compiled once per version, never stale.
 
 Every change to a subscription raises `organizations.subscriptions_version` in the same transaction. Acceptance reads
-the versions of the organizations in a batch with one statement, after the events arrived, and loads anew what has
-changed. So whoever changed a subscription, in whatever process, and then posts an event, is matched by the change.
+the versions of the organizations in a batch with one statement, after the events arrived, and loads anew the
+subscriptions whose own version has changed. So whoever changed a subscription, in whatever process, and then posts an
+event, is matched by the change.
+
+An organization may have so many and so costly filters that one event takes seconds. Therefore a `Matching` can be
+interrupted between two subscriptions, and filters are compiled when an event first needs them.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from core.filters import Filter, compile_stored
+import orjson
+
+from core.filters import Budget, Envelope, Undecided, compile_stored
 from core.patterns import PatternSet
 
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A subscription as acceptance sees it."""
-
-    subscription_id: UUID
-    patterns: PatternSet
-    filter: Filter | None  # None: takes every event that its patterns take
-
-
 MEMO_TYPES = 1_000  # event types an organization's memo holds; more than any catalogue, and a bound all the same
+SLICE_S = 0.005  # then everything else in the process gets its turn
+UNTIMED = 64  # cheap filters, or sets of patterns, between two looks at the clock;
+UNTIMED_STEPS = 16  # of arrays and the like count as another
+
+_NOTHING_SPENT = Budget()  # stands in until there is a filter to ask
+
+
+class Slice:
+    """A stretch of computing, after which the event loop is due its turn."""
+
+    __slots__ = ("began",)
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+
+    def is_over(self) -> bool:
+        return time.perf_counter() - self.began >= SLICE_S
+
+    async def pause(self) -> float:
+        """Lets everything else run and begins anew. Returns the seconds that it had lasted."""
+        lasted = time.perf_counter() - self.began
+        await asyncio.sleep(0)
+        self.began = time.perf_counter()
+        return lasted
+
+
+class Candidate:
+    """A subscription at one version, as acceptance sees it."""
+
+    __slots__ = ("decide", "filters", "patterns", "subscription_id", "version")
+
+    def __init__(self, row: Mapping[str, Any]) -> None:
+        self.subscription_id: UUID = row["id"]
+        self.version: int = row["version"]
+        self.patterns = PatternSet(row["events"])
+        self.filters: str | None = None if row["filters"] == "{}" else row["filters"]  # JSON; none: takes every event
+        self.decide: Callable[[Envelope, Budget], bool] | None = None
+        if self.filters is not None:
+            self.decide = self._compile_and_decide
+
+    def _compile_and_decide(self, envelope: Envelope, budget: Budget) -> bool:
+        """Stands in for the filter until an event needs it."""
+        decide = compile_stored(orjson.loads(self.filters or "{}")).decide
+        self.decide, self.filters = decide, ""
+        return decide(envelope, budget)
 
 
 @dataclass(slots=True)
@@ -35,17 +78,92 @@ class Subscribers:
 
     version: int
     candidates: Sequence[Candidate]
-    _by_type: dict[str, list[Candidate]] = field(default_factory=dict)
+    # By event type: the subscriptions that take all such events, and those that ask their filters.
+    by_type: dict[str, tuple[list[UUID], list[Candidate]]] = field(default_factory=dict)
 
-    def match(self, event_type: str, envelope: Mapping[str, Any]) -> list[UUID]:
-        """The ids of the subscriptions that want this event."""
-        candidates = self._by_type.get(event_type)
-        if candidates is None:
-            if len(self._by_type) >= MEMO_TYPES:
-                self._by_type.clear()
-            candidates = [one for one in self.candidates if one.patterns.matches(event_type)]
-            self._by_type[event_type] = candidates
-        return [one.subscription_id for one in candidates if one.filter is None or one.filter.matches(envelope)]
+    def remember(self, event_type: str, fitting: tuple[list[UUID], list[Candidate]]) -> None:
+        if len(self.by_type) >= MEMO_TYPES:
+            self.by_type.clear()
+        self.by_type[event_type] = fitting
+
+
+class Matching:
+    """Finds the subscriptions that want one event."""
+
+    __slots__ = (
+        "_budget",
+        "_envelope",
+        "_event_type",
+        "_fitting",
+        "_is_sorted",
+        "_left",
+        "_subscribers",
+        "undecided",
+        "wanted",
+    )
+
+    def __init__(self, subscribers: Subscribers, event_type: str, envelope: Envelope) -> None:
+        self.wanted: list[UUID] = []
+        self.undecided = 0  # subscriptions whose filters had more to look at than they may; they don't get the event
+        self._subscribers = subscribers
+        self._event_type = event_type
+        self._envelope = envelope
+        self._budget = _NOTHING_SPENT
+        self._left: Iterator[Candidate] | None = None
+        known = subscribers.by_type.get(event_type)
+        self._is_sorted = known is not None
+        self._fitting: tuple[list[UUID], list[Candidate]] = known or ([], [])
+
+    def run(self, until: Slice) -> bool:
+        """Goes on where it stopped. False when the slice is over before it is done."""
+        if not self._is_sorted and not self._sort(until):
+            return False
+        if self._left is None:
+            everything, filtered = self._fitting
+            self.wanted = list(everything)
+            if not filtered:
+                return True
+            self._left, self._budget = iter(filtered), Budget()
+        return self._filter(self._left, self._budget, until)
+
+    def _sort(self, until: Slice) -> bool:
+        """By patterns; once for each type of event."""
+        if self._left is None:
+            self._left = iter(self._subscribers.candidates)
+        everything, filtered = self._fitting
+        for count, one in enumerate(self._left, 1):
+            if one.patterns.matches(self._event_type):
+                if one.decide is None:
+                    everything.append(one.subscription_id)
+                else:
+                    filtered.append(one)
+            if count % UNTIMED == 0 and until.is_over():
+                return False
+        self._subscribers.remember(self._event_type, self._fitting)
+        self._is_sorted, self._left = True, None
+        return True
+
+    def _filter(self, left: Iterator[Candidate], budget: Budget, until: Slice) -> bool:
+        envelope = self._envelope
+        before, untimed = budget.left, UNTIMED
+        for one in left:
+            if one.filters:
+                untimed = 1  # it is compiled now
+            try:
+                if one.decide(envelope, budget):  # type: ignore[misc]  # those without are not asked
+                    self.wanted.append(one.subscription_id)
+            except Undecided:
+                self.undecided += 1
+            untimed -= 1
+            if budget.left != before:
+                untimed -= (before - budget.left) // UNTIMED_STEPS
+                budget.next_filter()
+                before = budget.left
+            if untimed <= 0:
+                untimed = UNTIMED
+                if until.is_over():
+                    return False
+        return True
 
 
 class SubscriberCache:
@@ -68,9 +186,22 @@ class SubscriberCache:
         return current
 
     async def _load(self, driver: Any, versions: Mapping[UUID, int]) -> dict[UUID, Subscribers]:
+        known = {
+            one.subscription_id: one
+            for organization_id in versions
+            if organization_id in self._cached
+            for one in self._cached[organization_id].candidates
+        }
+        rows = await driver.fetch(_SUBSCRIPTIONS, list(versions))
+        changed = [row["id"] for row in rows if row["id"] not in known or known[row["id"]].version != row["version"]]
+        turn = Slice()
+        for row in await driver.fetch(_CHANGED, changed) if changed else ():
+            known[row["id"]] = Candidate(row)
+            if turn.is_over():
+                await turn.pause()
         candidates: dict[UUID, list[Candidate]] = {organization_id: [] for organization_id in versions}
-        for row in await driver.fetch(_SUBSCRIPTIONS, list(versions)):
-            candidates[row["organization_id"]].append(compile_candidate(row))
+        for row in rows:
+            candidates[row["organization_id"]].append(known[row["id"]])
         # Loaded after the version was read, so the content may be newer, never older, than its label.
         loaded = {one: Subscribers(versions[one], found) for one, found in candidates.items()}
         for organization_id, subscribers in loaded.items():
@@ -81,15 +212,9 @@ class SubscriberCache:
         return loaded
 
 
-def compile_candidate(row: Mapping[str, Any]) -> Candidate:
-    return Candidate(
-        subscription_id=row["id"],
-        patterns=PatternSet(row["events"]),
-        filter=compile_stored(row["filters"]) if row["filters"] else None,
-    )
-
-
 _SUBSCRIPTIONS = """
-SELECT id, organization_id, events, filters FROM subscriptions
+SELECT id, organization_id, version FROM subscriptions
 WHERE organization_id = ANY($1) AND status IN ('active', 'paused')
 """
+
+_CHANGED = "SELECT id, version, events, filters::text AS filters FROM subscriptions WHERE id = ANY($1)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -13,7 +14,7 @@ import asyncpg
 import pytest
 import structlog
 
-from core import acceptance, api_keys, events, ids, partitions
+from core import acceptance, api_keys, events, ids, matching, partitions
 from core.acceptance import Acceptance, Answer, Request
 from core.database import Database
 from core.errors import AuthenticationFailed, NotFound, Unavailable
@@ -321,5 +322,51 @@ def test_a_subscription_made_by_another_process_gets_the_very_next_event(databas
         await door.seeds.driver.execute("UPDATE organizations SET subscriptions_version = subscriptions_version + 1")
         second = await door.post(door.event())
         assert second.data[0]["matched_subscriptions"] == 2
+
+    through(database_url, test)
+
+
+def test_an_event_whose_matching_takes_long_keeps_no_other_waiting_and_is_matched_by_the_latest(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its organization alone has to wait: it is stored apart. Filters are compiled once for each version of theirs."""
+    compiled: list[Any] = []
+    genuine = matching.compile_stored
+    monkeypatch.setattr(matching, "compile_stored", lambda spec: compiled.append(spec) or genuine(spec))
+    spec = {"b.c": {"$in": [number + 0.5 for number in range(200)]}}
+
+    async def test(door: Door) -> None:
+        made = [await door.seeds.subscription() for _ in range(80)]
+        change = "UPDATE subscriptions SET events = '{big.*}', filters = $2, version = version + 1 WHERE id = ANY($1)"
+        raised = "UPDATE organizations SET subscriptions_version = subscriptions_version + 1"
+        await door.seeds.driver.execute(change, made, json.dumps(spec))
+        await door.seeds.driver.execute(raised)
+        stranger = ids.new_id()
+        await door.seeds.driver.execute("INSERT INTO organizations (id, name) VALUES ($1, 'Another')", stranger)
+        async with door.seeds.database.session() as session:
+            key, _ = await api_keys.create(session, SEALER, organization_id=stranger, name="test")
+        order: list[UUID] = []
+
+        async def post(event: NewEvent, key_id: UUID) -> int:
+            answer = await door.acceptance.accept(Request([event], event.organization_id, key_id))
+            order.append(event.organization_id)
+            return int(answer.data[0]["matched_subscriptions"])
+
+        async def post_big() -> int:
+            data = {"b": [{"c": 1}] * 25_000}
+            return await post(door.event(event_type="big.one", data=data), door.key_id)
+
+        small = events.build(organization_id=stranger, event_type="order.paid", data={})
+        with structlog.testing.capture_logs() as logs:
+            assert await asyncio.gather(post_big(), post(small, key.id)) == [1, 0]
+        assert order == [stranger, door.seeds.organization_id]
+        [line] = [line for line in logs if "filters may look at" in line["event"]]
+        assert 20 < line["subscriptions"] < 60
+        assert len(compiled) == 80
+
+        await door.seeds.driver.execute(change, made[:1], json.dumps({"b.0.c": 1}))
+        await door.seeds.driver.execute(raised)
+        assert await post_big() == 2
+        assert compiled[80:] == [{"b.0.c": 1}]
 
     through(database_url, test)

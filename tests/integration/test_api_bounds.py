@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from core.filters import MAX_CHARACTERS, MAX_ELEMENTS
+from core.filters import MAX_STEPS, MAX_STEPS_OF_ALL
 from core.quotas import MAX_API_KEYS, MAX_EVENT_TYPES
 from core.settings import Settings
 from tests.api import (
@@ -129,7 +129,7 @@ def test_every_bound_is_documented() -> None:
     assert f"{MAX_API_KEYS:,} API keys" in table
     assert f"{MAX_EVENT_TYPES:,} event types" in table
     assert f"{Settings.model_fields['max_subscriptions'].default:,} subscriptions" in table
-    for bound in (MAX_ELEMENTS, MAX_CHARACTERS):
+    for bound in (MAX_STEPS, MAX_STEPS_OF_ALL):
         assert f"{bound:,}" in TEXT
 
 
