@@ -29,8 +29,6 @@ SLICE_S = 0.005  # then everything else in the process gets its turn
 UNTIMED = 64  # cheap filters, or sets of patterns, between two looks at the clock;
 UNTIMED_STEPS = 16  # of arrays and the like count as another
 
-_NOTHING_SPENT = Budget()  # stands in until there is a filter to ask
-
 
 class Slice:
     """A stretch of computing, after which the event loop is due its turn."""
@@ -72,16 +70,19 @@ class Candidate:
         return decide(envelope, budget)
 
 
+# The subscriptions that take all events of a type, and those that ask their filters.
+_Fitting = tuple[list[UUID], list[Candidate]]
+
+
 @dataclass(slots=True)
 class Subscribers:
     """The subscriptions of one organization at one version."""
 
     version: int
     candidates: Sequence[Candidate]
-    # By event type: the subscriptions that take all such events, and those that ask their filters.
-    by_type: dict[str, tuple[list[UUID], list[Candidate]]] = field(default_factory=dict)
+    by_type: dict[str, _Fitting] = field(default_factory=dict)
 
-    def remember(self, event_type: str, fitting: tuple[list[UUID], list[Candidate]]) -> None:
+    def remember(self, event_type: str, fitting: _Fitting) -> None:
         if len(self.by_type) >= MEMO_TYPES:
             self.by_type.clear()
         self.by_type[event_type] = fitting
@@ -90,58 +91,49 @@ class Subscribers:
 class Matching:
     """Finds the subscriptions that want one event."""
 
-    __slots__ = (
-        "_budget",
-        "_envelope",
-        "_event_type",
-        "_fitting",
-        "_is_sorted",
-        "_left",
-        "_subscribers",
-        "undecided",
-        "wanted",
-    )
+    # Defaults of the class: setting them for each event takes as long as a filter.
+    undecided = 0  # subscriptions whose filters had more to look at than they may; they don't get the event
+    _unsorted: Iterator[Candidate] | None = None
+    _sorted: _Fitting
+    _left: Iterator[Candidate] | None = None
+    _budget = Budget()  # nobody spends of this one
 
     def __init__(self, subscribers: Subscribers, event_type: str, envelope: Envelope) -> None:
         self.wanted: list[UUID] = []
-        self.undecided = 0  # subscriptions whose filters had more to look at than they may; they don't get the event
         self._subscribers = subscribers
         self._event_type = event_type
         self._envelope = envelope
-        self._budget = _NOTHING_SPENT
-        self._left: Iterator[Candidate] | None = None
-        known = subscribers.by_type.get(event_type)
-        self._is_sorted = known is not None
-        self._fitting: tuple[list[UUID], list[Candidate]] = known or ([], [])
+        self._fitting = subscribers.by_type.get(event_type)
 
     def run(self, until: Slice) -> bool:
         """Goes on where it stopped. False when the slice is over before it is done."""
-        if not self._is_sorted and not self._sort(until):
+        fitting = self._fitting or self._sort(until)
+        if fitting is None:
             return False
         if self._left is None:
-            everything, filtered = self._fitting
-            self.wanted = list(everything)
-            if not filtered:
-                return True
-            self._left, self._budget = iter(filtered), Budget()
+            everything, filtered = fitting
+            self.wanted = everything.copy()
+            self._left = iter(filtered)
+            if filtered:
+                self._budget = Budget()
         return self._filter(self._left, self._budget, until)
 
-    def _sort(self, until: Slice) -> bool:
-        """By patterns; once for each type of event."""
-        if self._left is None:
-            self._left = iter(self._subscribers.candidates)
-        everything, filtered = self._fitting
-        for count, one in enumerate(self._left, 1):
+    def _sort(self, until: Slice) -> _Fitting | None:
+        """By patterns; once for each type of event. None when the slice is over before it is done."""
+        if self._unsorted is None:
+            self._unsorted, self._sorted = iter(self._subscribers.candidates), ([], [])
+        everything, filtered = self._sorted
+        for count, one in enumerate(self._unsorted, 1):
             if one.patterns.matches(self._event_type):
                 if one.decide is None:
                     everything.append(one.subscription_id)
                 else:
                     filtered.append(one)
             if count % UNTIMED == 0 and until.is_over():
-                return False
-        self._subscribers.remember(self._event_type, self._fitting)
-        self._is_sorted, self._left = True, None
-        return True
+                return None
+        self._subscribers.remember(self._event_type, self._sorted)
+        self._fitting = self._sorted
+        return self._fitting
 
     def _filter(self, left: Iterator[Candidate], budget: Budget, until: Slice) -> bool:
         envelope = self._envelope
