@@ -119,14 +119,15 @@ class Budget:
 
     def next_filter(self) -> None:
         """From here on, another filter spends. Needed only after one that spent."""
-        self._floor = max(0, self.left - MAX_STEPS)
+        self._floor = self.left - MAX_STEPS if self.left > MAX_STEPS else 0
 
     def spend(self, steps: int) -> None:
         """Raises `Undecided` when that is more than there is, and leaves nothing to the filter in turn."""
-        if self.left - steps < self._floor:
+        left = self.left - steps
+        if left < self._floor:
             self.left = self._floor
             raise Undecided
-        self.left -= steps
+        self.left = left
 
 
 _Test = Callable[[Envelope, Budget], bool]  # of an event
@@ -326,7 +327,8 @@ def _spread(values: list[Any], steps: Sequence[tuple[str, int | None]], weight: 
     """All values that the steps lead to from any of `values`."""
     for name, index in steps:
         found = []
-        budget.spend(len(values) * weight)
+        if len(values) > 1:
+            budget.spend(len(values) * weight)
         for value in values:
             if isinstance(value, dict):
                 if name in value:
