@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from starlette.datastructures import FormData
 from starlette.requests import Request
-from starlette.types import Message
 
 from app.api import body
-from core.errors import PermissionDenied, ValidationFailed
+from core.errors import PermissionDenied, UnsupportedMediaType, ValidationFailed
 
 TOKEN = "form_token"  # nosec B105 # noqa: S105 - a field's name
 MAX_BYTES = 65_536
 MAX_FIELDS = 200
+MEDIA_TYPE = "application/x-www-form-urlencoded"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Foreign(PermissionDenied):
@@ -43,19 +44,29 @@ def check_origin(headers: Mapping[str, str], public_url: str) -> None:
 
     Browsers send Sec-Fetch-Site (W3C Fetch Metadata) to https and to localhost, and Origin with every POST.
     """
-    site = headers.get("sec-fetch-site")
-    if site is not None:
-        if site in ("same-origin", "none"):  # none: the person's own doing, such as a reload
-            return
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site not in (None, "same-origin", "none"):  # none: the person's own doing, such as a reload
         raise Foreign("This form came from another site, so nothing was done. Open the page here and fill it in again.")
-    origin = headers.get("origin")
+    if origin is None and site is not None:
+        return
     if origin is not None and origin.lower() == origin_of(public_url):
+        return
+    # Our own page under another address. Of this machine that is harmless, a forwarded port for instance; elsewhere it
+    # is a public URL that nobody has set, with cookies that are not `Secure` and links that lead nowhere.
+    if site is not None and _is_loopback(origin) and _is_loopback(public_url):
         return
     raise Foreign(
         "It can't be told that this form came from one of our own pages, so nothing was done. Open"
         f" {public_url} and try again there. If you reach this page under another address, then that address"
         " must be set as HOOKWRIGHT_PUBLIC_URL."
     )
+
+
+def _is_loopback(url: str | None) -> bool:
+    try:
+        return urlsplit(url or "").hostname in LOOPBACK
+    except ValueError:
+        return False
 
 
 def origin_of(url: str) -> str:
@@ -81,13 +92,21 @@ def check_token(form: Form, *cookies: str | None) -> None:
 
 
 async def read(request: Request) -> Form:
-    """Raises `PayloadTooLarge`, or `ValidationFailed` when it is no form."""
+    """Raises `UnsupportedMediaType`, `PayloadTooLarge`, or `ValidationFailed` when it is no form.
+
+    What our own pages send and nothing else: a multipart form names the codecs that its fields are decoded by, and
+    Python has such as take minutes. This kind is UTF-8, whatever it says (WHATWG URL Standard, section 5.1).
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != MEDIA_TYPE:
+        raise UnsupportedMediaType(f"Send the form as {MEDIA_TYPE}, as the pages here do")
     content = await body.read(request.receive, request.headers, MAX_BYTES)
-
-    async def receive() -> Message:
-        return {"type": "http.request", "body": content, "more_body": False}
-
-    data = await Request(request.scope, receive).form(max_files=0, max_fields=MAX_FIELDS)
-    if any("\0" in name or (isinstance(value, str) and "\0" in value) for name, value in data.multi_items()):
+    try:
+        pairs = parse_qsl(content.decode(), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)
+    except UnicodeError as error:
+        raise ValidationFailed("The form can't be read: it is not UTF-8") from error
+    except ValueError as error:
+        raise ValidationFailed(f"The form can't be read: it has more than {MAX_FIELDS} fields") from error
+    if any("\0" in text for pair in pairs for text in pair):
         raise ValidationFailed("The form holds a NUL character, which can't be stored")
-    return Form(data)
+    return Form(FormData([*pairs]))

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -36,6 +35,7 @@ TITLES = {
     405: "That can't be done here",
     409: "That can't be done now",
     413: "That is too much",
+    415: "That is no form of ours",
     429: "Please wait",
     503: "Not available just now",
 }
@@ -70,8 +70,6 @@ class PageResource:
             response = await self._answer(visit)
         except HookwrightError as error:
             response = failure(visit, error)
-        except HTTPException as error:  # what Starlette's reader of forms says
-            response = failure(visit, ValidationFailed(f"The form can't be read: {error.detail}"))
         except ClientDisconnect:
             response = Response(status_code=400)  # nobody reads it
         except Exception as error:
