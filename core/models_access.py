@@ -77,14 +77,16 @@ class SignInLink(SQLModel, table=True):
 
 
 class SignInFailure(SQLModel, table=True):
-    """Failed sign-ins of late, to an account or from an address. Not in Redis: it must hold when that is away."""
+    """Failed sign-ins of a day, to an account or from an address. Not in Redis: it must hold when that is away."""
 
     __tablename__ = "sign_in_failures"
-    __table_args__ = (Index(None, "last_at"),)
+    __table_args__ = (Index(None, "first_at"),)
 
     subject: bytes = Field(sa_column=Column(LargeBinary, primary_key=True))  # a keyed hash of the account or address
     count: int = Field(default=0, sa_column=integer(0))
+    first_at: datetime = Field(default_factory=now, sa_column=time_(now=True))
     last_at: datetime = Field(default_factory=now, sa_column=time_(now=True))
+    noted_at: datetime | None = Field(default=None, sa_column=time_(nullable=True))  # in the audit log
 
 
 class OidcSignIn(SQLModel, table=True):

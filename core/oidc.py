@@ -11,9 +11,9 @@ import asyncio
 import hmac
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 from urllib.parse import quote_plus
 
 import httpx
@@ -34,6 +34,8 @@ CLOCK_SKEW_S = 60
 TIMEOUT_S = 10.0
 METADATA_S = 3600  # for which the provider's own description is remembered
 KEYS_AGAIN_S = 60  # between two looks for a key that was not there
+FAILURE_S = 5  # for which it is remembered that the provider failed
+Result = TypeVar("Result")
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +62,41 @@ class Pending:
     nonce: str
 
 
+class Remembered(Generic[Result]):
+    """What the provider says, fetched once for all who want it at the same time; and so is that it failed."""
+
+    def __init__(self, fetch: Callable[[], Awaitable[Result]]) -> None:
+        self._fetch = fetch
+        self._fetching: asyncio.Task[None] | None = None
+        self._value: tuple[Result, float] | None = None
+        self._failure: tuple[Exception, float] | None = None
+
+    async def get(self, max_age_s: float) -> Result:
+        """Raises what fetching it raised."""
+        if self._value is not None and time.monotonic() - self._value[1] <= max_age_s:
+            return self._value[0]
+        if self._failure is None or time.monotonic() - self._failure[1] > FAILURE_S:
+            if self._fetching is None:
+                self._fetching = asyncio.create_task(self._run())
+            await asyncio.shield(self._fetching)  # one who goes away does not take it from the others
+        if self._failure is not None:
+            raise self._failure[0].with_traceback(None)
+        assert self._value is not None  # nosec B101 # noqa: S101 - it is one or the other
+        return self._value[0]
+
+    async def _run(self) -> None:
+        try:
+            self._value, self._failure = (await self._fetch(), time.monotonic()), None
+        except Exception as error:
+            self._failure = error, time.monotonic()
+        finally:
+            self._fetching = None
+
+    def stop(self) -> None:
+        if self._fetching is not None:
+            self._fetching.cancel()
+
+
 class Provider:
     """One identity provider, and ourselves as its client. One for each process."""
 
@@ -71,19 +108,18 @@ class Provider:
         self._redirect_uri, self._scopes = redirect_uri, scopes
         # No proxy from the environment, and nothing followed: it is one host, which the operator has named.
         self._http = httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False, follow_redirects=False)
-        self._lock = asyncio.Lock()
-        self._metadata: dict[str, Any] = {}
-        self._metadata_until = 0.0
-        self._keys: KeySet | None = None
-        self._keys_at = 0.0
+        self._metadata = Remembered(self._fetch_metadata)
+        self._keys = Remembered(self._fetch_keys)
 
     async def close(self) -> None:
+        self._keys.stop()
+        self._metadata.stop()
         await self._http.aclose()
 
     async def authorization_url(self, state: str, pending: Pending) -> str:
         """Where the browser goes. Raises `Unavailable`, `OidcFailed`."""
         url: str = prepare_grant_uri(
-            (await self._describe())["authorization_endpoint"],
+            (await self._metadata.get(METADATA_S))["authorization_endpoint"],
             client_id=self._client_id,
             response_type="code",
             redirect_uri=self._redirect_uri,
@@ -97,7 +133,7 @@ class Provider:
 
     async def redeem(self, code: str, pending: Pending) -> Identity:
         """Exchanges the code for an ID token, and believes it or not. Raises `Unavailable`, `OidcFailed`."""
-        metadata = await self._describe()
+        metadata = await self._metadata.get(METADATA_S)
         form = {
             "grant_type": "authorization_code",
             "code": code,
@@ -119,9 +155,9 @@ class Provider:
     async def _verify(self, token: str) -> dict[str, Any]:
         """The claims of a token whose signature holds. A key that is not known may be new: then it looks once more."""
         try:
-            return claims_of(token, await self._published_keys())
+            return claims_of(token, await self._keys.get(METADATA_S))
         except InvalidKeyIdError:
-            keys = await self._published_keys(again=True)
+            keys = await self._keys.get(KEYS_AGAIN_S)
         except (JoseError, ValueError) as error:
             raise _refused(error) from error
         try:
@@ -129,35 +165,26 @@ class Provider:
         except (JoseError, ValueError) as error:
             raise _refused(error) from error
 
-    async def _describe(self) -> dict[str, Any]:
+    async def _fetch_metadata(self) -> dict[str, Any]:
         """The provider's description of itself (OpenID Connect Discovery 1.0)."""
-        async with self._lock:
-            if time.monotonic() < self._metadata_until:
-                return self._metadata
-            said = await self._ask("GET", f"{self.issuer.rstrip('/')}/.well-known/openid-configuration")
-            if said.get("issuer") != self.issuer:
-                raise OidcFailed(f"HOOKWRIGHT_OIDC_ISSUER is {self.issuer}, but that provider calls itself otherwise")
-            for name in ("authorization_endpoint", "token_endpoint", "jwks_uri"):
-                try:
-                    urls.identity_provider(str(said.get(name, "")))
-                except ValueError as error:
-                    raise OidcFailed(f"The identity provider's {name} {error}") from error
-            self._metadata, self._metadata_until = said, time.monotonic() + METADATA_S
-            return said
+        said = await self._ask("GET", f"{self.issuer.rstrip('/')}/.well-known/openid-configuration")
+        if said.get("issuer") != self.issuer:
+            raise OidcFailed(f"HOOKWRIGHT_OIDC_ISSUER is {self.issuer}, but that provider calls itself otherwise")
+        for name in ("authorization_endpoint", "token_endpoint", "jwks_uri"):
+            try:
+                urls.identity_provider(str(said.get(name, "")))
+            except ValueError as error:
+                raise OidcFailed(f"The identity provider's {name} {error}") from error
+        return said
 
-    async def _published_keys(self, *, again: bool = False) -> KeySet:
-        url = (await self._describe())["jwks_uri"]
-        async with self._lock:
-            age_s = time.monotonic() - self._keys_at
-            if self._keys is None or age_s > METADATA_S or (again and age_s > KEYS_AGAIN_S):
-                self._keys = keys_in(await self._ask("GET", url))
-                self._keys_at = time.monotonic()
-            return self._keys
+    async def _fetch_keys(self) -> KeySet:
+        return keys_in(await self._ask("GET", (await self._metadata.get(METADATA_S))["jwks_uri"]))
 
     async def _ask(self, method: str, url: str, **how: Any) -> dict[str, Any]:
         try:
-            answer = await self._http.request(method, url, headers={"Accept": "application/json"}, **how)
-        except httpx.HTTPError as error:
+            async with asyncio.timeout(TIMEOUT_S):  # httpx counts from one byte to the next
+                answer = await self._http.request(method, url, headers={"Accept": "application/json"}, **how)
+        except (httpx.HTTPError, TimeoutError) as error:
             log.warning("the identity provider does not answer", url=url, error=repr(error))
             raise Unavailable("The identity provider does not answer; try again", retry_after_s=5) from error
         try:

@@ -24,6 +24,7 @@ from core.sealing import Sealer
 from core.sign_in import Browser, SignedIn
 
 LIFETIME = timedelta(minutes=10)
+MAX_PENDING = 10_000  # beyond it the oldest end: anybody can begin one, and nobody has to come back
 BY = "single sign-on"  # in the audit log
 
 
@@ -47,6 +48,7 @@ async def begin(database: Database, sealer: Sealer, provider: Provider, to: str)
     sealed = sealer.seal(json.dumps(kept).encode(), _context(state_hash))
     async with database.driver() as driver:
         await driver.execute(_KEEP, state_hash, sealed, LIFETIME)
+        await driver.execute(_MAKE_ROOM, MAX_PENDING)
     return Begun(url, cookie)
 
 
@@ -60,24 +62,20 @@ async def end(
     code: str,
     browser: Browser,
 ) -> tuple[SignedIn, str]:
-    """Who has come back, and the path to go to. Counted as an attempt to sign in, from this address.
-
-    Raises `OidcFailed`, `Unknown`, `SignInThrottled`, `Unavailable`.
+    """Who has come back, and the path to go to. Not counted as an attempt: behind a state for one use and PKCE there
+    is nothing to guess. Raises `OidcFailed`, `Unknown`, `Unavailable`.
     """
     pending, to = await _take(database, sealer, state, cookie)
-    counted = throttle.subjects(sealer, None, browser.address)
-    await sign_in.admit(database, counted, None, browser)
     try:
         identity = await provider.redeem(code, pending)
     except OidcFailed:
-        await sign_in.note_failure(database, None, browser, by=BY)
+        await _note_failure(database, sealer, None, browser)
         raise
     async with database.session() as session:
         user = await _find(session, identity, browser)
         if user is not None and user.disabled_at is None:
-            await throttle.succeeded(session, counted)
             return await sign_in.finish(session, user, browser, by=BY), to
-    await sign_in.note_failure(database, user, browser, by=BY)
+    await _note_failure(database, sealer, user, browser)
     if user is not None:
         raise Unknown("Your account is disabled; ask an admin")
     if identity.email is None:
@@ -85,6 +83,16 @@ async def end(
             "The identity provider does not vouch for your email address, so it can't be told who you are here"
         )
     raise Unknown
+
+
+async def _note_failure(database: Database, sealer: Sealer, user: User | None, browser: Browser) -> None:
+    """One entry for each user and address a while: anybody can fail as often as they like."""
+    of = "" if user is None else users.shown_id(user)
+    network = throttle.network(browser.address)
+    subject = throttle.subject(sealer, f"failed single sign-on of {of} from address {network}")
+    async with database.session() as session:
+        if await throttle.may_note(session, subject):
+            audit.record(session, browser.anybody, "sign_in.failed", of, organization_id=None, after={"by": BY})
 
 
 async def _take(database: Database, sealer: Sealer, state: str, cookie: str | None) -> tuple[Pending, str]:
@@ -102,10 +110,11 @@ async def _take(database: Database, sealer: Sealer, state: str, cookie: str | No
 
 async def _find(session: AsyncSession, identity: Identity, browser: Browser) -> User | None:
     """The user of this identity, locked. The first time it is found by its email, and from then on by its own name: an
-    email may go to somebody else one day, a subject does not."""
+    email may go to somebody else one day, a subject does not. Only by an email in ASCII, as all of ours are: what
+    merely looks like one, or becomes one in lower case, may have been verified for somebody else."""
     by_identity = User.oidc_issuer == identity.issuer, User.oidc_subject == identity.subject
     found = (await session.exec(select(User).where(*by_identity).with_for_update())).one_or_none()
-    if found is not None or identity.email is None or "\0" in identity.email:
+    if found is not None or identity.email is None or not identity.email.isascii() or "\0" in identity.email:
         return found
     by_email = User.email == users.normal_email(identity.email), col(User.oidc_subject).is_(None)
     found = (await session.exec(select(User).where(*by_email).with_for_update())).one_or_none()
@@ -128,5 +137,15 @@ def _context(state_hash: bytes) -> str:
 
 
 _KEEP = "INSERT INTO oidc_sign_ins (state_hash, sealed, expires_at) VALUES ($1, $2, now() + $3::interval)"
+# Two for each that is added, so that it is always less; those that others remove just now are passed over.
+_MAKE_ROOM = """
+DELETE FROM oidc_sign_ins WHERE state_hash IN (
+    SELECT state_hash FROM oidc_sign_ins
+    WHERE expires_at <= greatest(
+        now(), (SELECT expires_at FROM oidc_sign_ins ORDER BY expires_at DESC OFFSET $1::integer LIMIT 1)
+    )
+    LIMIT 2 FOR UPDATE SKIP LOCKED
+)
+"""
 _TAKE = "WITH taken AS (DELETE FROM oidc_sign_ins WHERE state_hash = $1 RETURNING sealed, expires_at)"
 _TAKE += " SELECT sealed FROM taken WHERE expires_at > now()"

@@ -9,8 +9,8 @@ from functools import partial
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from core import audit, passwords, sessions, sign_in, sign_in_links, throttle, users
-from core.database import Database
+from core import audit, passwords, sessions, set_up_link, sign_in, sign_in_links, throttle, users
+from core.database import Database, driver_of
 from core.errors import ValidationFailed
 from core.models_access import Role, User
 from core.sealing import Sealer
@@ -42,6 +42,7 @@ async def set_up(
     )
     hashed = await passwords.hash_of(password)
     async with database.session() as session:
+        await (await driver_of(session)).execute(set_up_link.LOCK)
         await sign_in_links.use(session, token)  # of two at once, one goes on
         if await users.there_are_any(session):
             raise LinkEnded
@@ -73,16 +74,18 @@ async def change(
     guess. Raises `ValidationFailed`, `SignInThrottled`."""
     passwords.check(new, user.email, "new_password")
     counted = throttle.subjects(sealer, user.email, browser.address)
-    known = await sign_in.admit(database, counted, user.email, browser)
-    if known is None or not await passwords.is_right(current, known.password_hash):
+    attempt, known = await sign_in.admit(database, counted, user.email, browser)
+    async with sign_in.looking(database, attempt):
+        right = known is not None and await passwords.is_right(current, known.password_hash)
+        hashed = await passwords.hash_of(new) if right else ""
+    if known is None or not right:
         await sign_in.note_failure(database, known, browser, by="change of password")
         raise ValidationFailed.of("current_password", "This is not your password")
-    hashed = await passwords.hash_of(new)
     async with database.session() as session:
         now = await users.get(session, user.id, lock=True)
         if now.password_hash != known.password_hash or now.disabled_at is not None:
             raise ValidationFailed.of("current_password", "It was changed meanwhile")
-        await throttle.succeeded(session, counted)
+        await throttle.succeeded(session, attempt)
         return await _choose(session, sealer, now, hashed, browser, by="change of password")
 
 

@@ -32,9 +32,14 @@ def path(token: str) -> str:
 async def make(driver: Any) -> str | None:
     """The token of a link for the first admin; such links of before end. None once there is a user."""
     token = new_token()
-    return token if await driver.fetchval(_MAKE, hash_of(token), LIFETIME) else None
+    async with driver.transaction():
+        await driver.execute(LOCK)
+        return token if await driver.fetchval(_MAKE, hash_of(token), LIFETIME) else None
 
 
+# Held to the end of the transaction by whoever makes such a link or the first admin: two at once would not see each
+# other, and leave two of either.
+LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('hookwright set-up', 0))"
 _MAKE = """
 WITH ended AS (DELETE FROM sign_in_links WHERE user_id IS NULL)
 INSERT INTO sign_in_links (token_hash, expires_at)

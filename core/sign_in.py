@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from core import audit, ids, passwords, sessions, throttle, users
 from core.audit import ANYBODY, Actor
 from core.database import Database
-from core.errors import AuthenticationFailed
-from core.models_access import AuditEntry, User, UserSession
+from core.errors import AuthenticationFailed, Unavailable
+from core.models_access import User, UserSession
 from core.sealing import Sealer
 
 
@@ -59,34 +60,54 @@ async def with_password(database: Database, sealer: Sealer, email: str, password
     `SignInThrottled`; `Unavailable`."""
     email = users.normal_email(email)
     counted = throttle.subjects(sealer, email, browser.address)
-    user = await admit(database, counted, email, browser)
+    attempt, user = await admit(database, counted, email, browser)
     # In no transaction: it takes long, and would hold a connection.
-    right = await passwords.is_right(password, None if user is None else user.password_hash)
+    renewed = None
+    async with looking(database, attempt):
+        right = await passwords.is_right(password, None if user is None else user.password_hash)
+        if right and user is not None and user.disabled_at is None and passwords.is_dated(user.password_hash or ""):
+            renewed = await passwords.hash_of(password)
     if user is None or not right or user.disabled_at is not None:
         await note_failure(database, user, browser, by="password")
         raise SignInFailed
-    renewed = await passwords.hash_of(password) if passwords.is_dated(user.password_hash or "") else None
     async with database.session() as session:
         # What was looked at may have changed since: another password, or none may sign in as this user any more.
         now = await users.get(session, user.id, lock=True)
         if now.password_hash == user.password_hash and now.disabled_at is None:
             now.password_hash = renewed or now.password_hash
-            await throttle.succeeded(session, counted)
+            await throttle.succeeded(session, attempt)
             return await finish(session, now, browser, by="password")
     await note_failure(database, user, browser, by="password")
     raise SignInFailed
 
 
-async def admit(database: Database, counted: throttle.Subjects, email: str | None, browser: Browser) -> User | None:
-    """Counts an attempt to sign in, to this account if one is named; the account's user. Raises `SignInThrottled`."""
+async def admit(
+    database: Database, counted: throttle.Subjects, email: str, browser: Browser
+) -> tuple[throttle.Attempt, User | None]:
+    """Counts an attempt to sign in to this account; and the account's user. Raises `SignInThrottled`."""
     async with database.session() as session:
-        user = await users.find(session, email) if email is not None and "\0" not in email else None
-        must_wait_s = await throttle.admit(session, counted)
-        if must_wait_s:
-            await _note_throttled(session, user, browser, must_wait_s)
-    if must_wait_s:
-        raise SignInThrottled(must_wait_s)
-    return user
+        attempt = await throttle.admit(session, counted)
+        user = None
+        # Of an address that waits, whom it tries is not looked at.
+        if attempt.waits != counted.address and "\0" not in email:
+            user = await users.find(session, email)
+        if attempt.is_to_note:
+            resource, after = "" if user is None else users.shown_id(user), {"wait_s": attempt.wait_s}
+            audit.record(session, browser.anybody, "sign_in.throttled", resource, organization_id=None, after=after)
+    if attempt.wait_s:
+        raise SignInThrottled(attempt.wait_s)
+    return attempt, user
+
+
+@asynccontextmanager
+async def looking(database: Database, attempt: throttle.Attempt) -> AsyncIterator[None]:
+    """Around looking at a password. When that is `Unavailable`, nothing was guessed, and so nothing counts."""
+    try:
+        yield
+    except Unavailable:
+        async with database.session() as session:
+            await throttle.take_back(session, attempt)
+        raise
 
 
 async def finish(session: AsyncSession, user: User, browser: Browser, *, by: str) -> SignedIn:
@@ -128,21 +149,6 @@ async def note_failure(database: Database, user: User | None, browser: Browser, 
         audit.record(session, browser.anybody, "sign_in.failed", resource, organization_id=None, after=after)
 
 
-async def _note_throttled(session: AsyncSession, user: User | None, browser: Browser, wait_s: int) -> None:
-    """One entry for each account and address a while: such attempts must not fill a log that only grows."""
-    resource = "" if user is None else users.shown_id(user)
-    since = ids.lowest_at(datetime.now(UTC) - timedelta(seconds=throttle.MAX_WAIT_S))
-    query = select(AuditEntry.id).where(
-        AuditEntry.resource == resource,
-        AuditEntry.action == "sign_in.throttled",
-        AuditEntry.address == browser.address,
-        col(AuditEntry.id) > since,
-    )
-    if (await session.exec(query.limit(1))).first() is None:
-        after = {"wait_s": wait_s}
-        audit.record(session, browser.anybody, "sign_in.throttled", resource, organization_id=None, after=after)
-
-
 def _duration(seconds: int) -> str:
     if seconds < 90:
         return f"{seconds} seconds"
@@ -153,5 +159,5 @@ _DROP_EXPIRED = (
     "DELETE FROM user_sessions WHERE expires_at < now()",
     "DELETE FROM sign_in_links WHERE expires_at < now()",
     "DELETE FROM oidc_sign_ins WHERE expires_at < now()",
-    "DELETE FROM sign_in_failures WHERE last_at < now() - interval '1 day'",
+    "DELETE FROM sign_in_failures WHERE first_at < now() - interval '1 day'",
 )

@@ -129,12 +129,19 @@ async def there_are_any(session: AsyncSession) -> bool:
 
 
 def normal_email(text: str) -> str:
-    return text.strip().lower()
+    """In lower case, if it is ASCII. What is not, is nobody's, and must not become somebody's: the lower case of a
+    Kelvin sign is a plain k."""
+    text = text.strip()
+    return text.lower() if text.isascii() else text
 
 
 def check_email(text: str) -> str:
     """The email in the one form that is stored. Raises `ValidationFailed`."""
     email = normal_email(text)
+    if not email.isascii():
+        raise ValidationFailed.of(
+            "email", "Must be in ASCII, as name@example.com; a domain in other letters is written xn--…"
+        )
     if len(email) > MAX_EMAIL_CHARS or not _EMAIL.fullmatch(email) or not email.isprintable():
         raise ValidationFailed.of("email", "Must be an email address, as name@example.com")
     return email

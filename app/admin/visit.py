@@ -35,6 +35,8 @@ TEMPLATES.filters["machine_time"] = timestamps.show
 TEMPLATES.filters["time"] = lambda moment: f"{moment:%Y-%m-%d %H:%M} UTC"
 TEMPLATES.globals["FORM_TOKEN"] = forms.TOKEN
 
+MAX_PATH = 500  # characters of a path to go on to
+
 # What the head of every page leads to, and the least role that may go there.
 NAVIGATION = (
     ("Start", "/", Role.VIEWER),
@@ -163,10 +165,13 @@ class Visit:
 
 
 def local_path(given: str) -> str:
-    """Where to go after signing in: `given` if it is a path of ours, else the start page.
+    """Where to go after signing in: `given` if it is a path of ours, else the start page. None of ours is longer than
+    `MAX_PATH`, and it is kept while somebody is at the identity provider.
 
     Browsers read `\\` as `/`, drop tabs and line feeds, and take `//host` for another host.
     """
+    if len(given) > MAX_PATH:
+        return "/"
     if not given.startswith("/") or given.startswith("//") or "\\" in given or not given.isprintable():
         return "/"
     parts = urlsplit(given)

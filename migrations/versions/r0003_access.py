@@ -84,10 +84,12 @@ CREATE INDEX ix_sign_in_links_user_id ON sign_in_links (user_id);
 CREATE TABLE sign_in_failures (
     subject bytea NOT NULL,
     count integer DEFAULT 0 NOT NULL,
+    first_at timestamptz DEFAULT now() NOT NULL,
     last_at timestamptz DEFAULT now() NOT NULL,
+    noted_at timestamptz,
     CONSTRAINT pk_sign_in_failures PRIMARY KEY (subject)
 );
-CREATE INDEX ix_sign_in_failures_last_at ON sign_in_failures (last_at);
+CREATE INDEX ix_sign_in_failures_first_at ON sign_in_failures (first_at);
 
 CREATE TABLE oidc_sign_ins (
     state_hash bytea NOT NULL,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -10,13 +12,13 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
-from core import oidc, settings
+from core import oidc, oidc_sign_in, settings, throttle
 from core.models_access import Role
 from core.settings import WrongSettings
 from tests.api import run
 from tests.identity_provider import CLIENT_ID, CLIENT_SECRET, IdentityProvider, identity_provider
 from tests.pages import PASSWORD, Visitor, audited, make_user, shown
-from tests.platform import Platform, environment
+from tests.platform import Platform, environment, eventually
 
 EMAIL = "ada@example.com"
 
@@ -104,6 +106,7 @@ def test_who_was_not_invited_is_refused_and_so_is_an_email_that_nobody_verified(
 ) -> None:
     async def check(p: Platform) -> None:
         await make_user(p, EMAIL, Role.ADMIN)
+        await make_user(p, "mike@example.com", Role.ADMIN)
         for claims, said in (
             ({"email": "eve@example.com"}, "nobody has invited you"),
             ({"email_verified": False}, "does not vouch for your email"),
@@ -111,13 +114,16 @@ def test_who_was_not_invited_is_refused_and_so_is_an_email_that_nobody_verified(
             ({"email_verified": None}, "does not vouch for your email"),
             ({"email": None}, "does not vouch for your email"),
             ({"email": [EMAIL]}, "does not vouch for your email"),
+            ({"email": "mi\u212ae@example.com"}, "nobody has invited you"),  # in lower case it is mike
+            *[({"email": f"somebody{n}@example.com"}, "nobody has invited you") for n in range(throttle.ADDRESS_FREE)],
         ):
             idp.claims = claims
             answer, visitor = await sign_in(p)
             assert (answer.status_code, said in answer.text) == (401, True), claims
             assert visitor.session_cookie is None
-        assert len(await p.sql("SELECT FROM users WHERE oidc_subject IS NULL")) == 1
-        assert len(await audited(p, "sign_in.failed")) == 6
+        assert len(await p.sql("SELECT FROM users WHERE oidc_subject IS NULL")) == 2
+        assert len(await audited(p, "sign_in.failed")) == 1, "one a while from each address"
+        assert (await Visitor(p.app).sign_in(EMAIL, PASSWORD)).status_code == 303, "it was nobody's guess"
         idp.claims = {"email": "ADA@example.com"}
         assert (await sign_in(p))[0].status_code == 303
 
@@ -158,6 +164,7 @@ def test_no_lie_about_a_token_is_believed(idp: IdentityProvider, database_url: s
             assert answer.status_code == 401, lie
             assert visitor.session_cookie is None
             assert await p.sql("SELECT FROM oidc_sign_ins") == []
+            await p.sql("UPDATE sign_in_failures SET noted_at = noted_at - interval '15 min'")
         assert len(await audited(p, "sign_in.failed")) == len(LIES)
         assert not await p.sql("SELECT FROM user_sessions")
         assert not await p.sql("SELECT FROM users WHERE oidc_subject IS NOT NULL")
@@ -203,10 +210,11 @@ def test_an_answer_is_for_one_use_in_the_browser_that_asked(
         )
         await refused(one, f"{callback}?state={ones_state}&code={others_code}")
         assert len(await audited(p, "sign_in.failed")) == 1, "what answers nothing that was asked is no attempt"
-        await p.sql("UPDATE sign_in_failures SET count = 20")
-        guessing = Visitor(p.app)
-        await refused(guessing, await out_and_back(guessing), 429)
-        await p.sql("DELETE FROM sign_in_failures")
+        # Who has to wait with a password need not here, where there is nothing to guess.
+        for n in range(throttle.ADDRESS_FREE):
+            assert (await Visitor(p.app).sign_in(f"somebody{n}@example.com")).status_code == 401
+        assert (await Visitor(p.app).sign_in(EMAIL)).status_code == 429
+        assert (await sign_in(p))[0].status_code == 303
 
         late = Visitor(p.app)
         path = await out_and_back(late)
@@ -236,12 +244,82 @@ def test_a_new_key_is_found_and_an_absent_provider_is_said_to_be(
         path = await out_and_back(visitor)
         provider = p.services.oidc
         assert provider is not None
-        provider._metadata["token_endpoint"] = "http://127.0.0.1:1/token"
+        (await provider._metadata.get(60))["token_endpoint"] = "http://127.0.0.1:1/token"
         answer = await visitor.get(path)
         assert (answer.status_code, "does not answer" in answer.text) == (503, True)
         assert (await Visitor(p.app).sign_in(EMAIL, PASSWORD)).status_code == 303, "passwords work on"
 
     at(idp, database_url, redis_url, check)
+
+
+def test_beginning_takes_little_room_however_often(
+    idp: IdentityProvider, database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def check(p: Platform) -> None:
+        async def begin(times: int) -> None:
+            for _ in range(times):
+                assert (await Visitor(p.app).get(f"/sign-in/sso?next=/{'a' * 60_000}")).status_code == 303
+
+        await begin(5)
+        [row] = await p.sql("SELECT count(*), max(length(sealed)) AS longest FROM oidc_sign_ins")
+        assert (row["count"], row["longest"] < 1_000) == (5, True)
+        await p.sql("UPDATE oidc_sign_ins SET expires_at = now() - interval '1 s'")
+        await begin(4)
+        [row] = await p.sql("SELECT count(*) FROM oidc_sign_ins WHERE expires_at < now()")
+        assert row["count"] == 0, "what has expired goes with what comes"
+        monkeypatch.setattr(oidc_sign_in, "MAX_PENDING", 3)
+        await make_user(p, EMAIL)
+        ended, lasting = Visitor(p.app), Visitor(p.app)
+        ended_path = await out_and_back(ended)
+        await begin(3)
+        lasting_path = await out_and_back(lasting)
+        await begin(2)
+        assert len(await p.sql("SELECT FROM oidc_sign_ins")) == 3
+        assert (await ended.get(ended_path)).status_code == 401, "the oldest makes room"
+        assert (await lasting.get(lasting_path)).status_code == 303
+
+    at(idp, database_url, redis_url, check)
+
+
+def test_a_provider_that_hangs_is_waited_for_once(
+    database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oidc, "TIMEOUT_S", 0.5)
+    asked: list[bytes] = []
+    under_way: set[asyncio.StreamWriter] = set()
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Its answer never ends, and no byte of it takes as long as the limit of a read."""
+        asked.append(await reader.readline())
+        under_way.add(writer)
+        with contextlib.suppress(ConnectionError):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n")
+            while not writer.is_closing():
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.sleep(0.05)
+        writer.close()
+        under_way.discard(writer)
+
+    async def have_ended() -> bool:
+        return not under_way
+
+    async def check(p: Platform) -> None:
+        async with await asyncio.start_server(drip, "127.0.0.1", 0) as server:
+            assert p.services.oidc is not None
+            p.services.oidc.issuer = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            async with asyncio.timeout(4):  # one after the other it would be 5 s
+                answers = await asyncio.gather(*(Visitor(p.app).get("/sign-in/sso") for _ in range(10)))
+            answers.append(await Visitor(p.app).get("/sign-in/sso"))
+            assert {answer.status_code for answer in answers} == {503}
+            assert len(asked) == 1, "and that it failed is remembered for a moment"
+            monkeypatch.setattr(oidc, "FAILURE_S", -1)
+            assert (await Visitor(p.app).get("/sign-in/sso")).status_code == 503
+            assert len(asked) == 2
+            await eventually(have_ended, 15, "the end of the connections")
+
+    client = {"OIDC_ISSUER": "http://127.0.0.1:1", "OIDC_CLIENT_ID": CLIENT_ID, "OIDC_CLIENT_SECRET": CLIENT_SECRET}
+    run(database_url, redis_url, check, **client)
 
 
 def test_without_a_provider_there_is_no_such_page(database_url: str, redis_url: str) -> None:

@@ -50,6 +50,7 @@ def test_somebody_is_invited_and_chooses_a_password(database_url: str, redis_url
             for wrong, field in (
                 ({"email": "GRACE@example.com", "role": "viewer"}, "email"),
                 ({"email": "no email", "role": "viewer"}, "email"),
+                ({"email": "mi\u212ae@example.com", "role": "viewer"}, "email"),  # in lower case it is mike
                 ({"email": "two@example.com", "role": "owner"}, "role"),
                 ({"email": "two@example.com", "role": "viewer", "name": "x" * 201}, "name"),
             ):
