@@ -33,8 +33,8 @@ lint: setup ## style, types, faults of security and the rule on imports
 	.venv/bin/python -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
 
 test: lint ## lint and all tests
-	@# two at a time: most of the tests wait rather than compute; a file's tests share their services
-	$(RUN) pytest -n 2 --dist loadfile
+	@# three at a time on two cores: most of the tests wait rather than compute; a file's tests share their services
+	$(RUN) pytest -n 3 --dist loadfile
 
 fuzz: setup ## a long run of strange requests by the OpenAPI document; of each kind for each operation (EXAMPLES=300)
 	@$(RUN) tests.fuzz$(if $(EXAMPLES), $(call quoted,$(EXAMPLES)))
