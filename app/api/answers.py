@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from app.api import fields
 from core import ids
@@ -31,6 +31,8 @@ NOT_ALWAYS: Any = None  # a field with this default is absent at times
 
 class Answer(BaseModel):
     """A resource, or what else `data` is in a success."""
+
+    model_config = ConfigDict(defer_build=True)  # nothing is made of these but schemas, and those rarely
 
     @classmethod
     def names(cls) -> list[str]:

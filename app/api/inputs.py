@@ -36,7 +36,7 @@ MAX_FAULTS, MAX_NAME_CHARS = 50, 100  # of faults an answer lists, and of a fiel
 
 
 class Input(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, defer_build=True)
 
 
 Model = TypeVar("Model", bound=Input)

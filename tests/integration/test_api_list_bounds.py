@@ -156,8 +156,7 @@ def cases(rows: Sequence[dict[str, Any]]) -> dict[str, Callable[[dict[str, Any]]
     return found
 
 
-@pytest.mark.parametrize("limit", [1, 4, 200])
-@pytest.mark.parametrize("sort", ["created_at", "-created_at"])
+@pytest.mark.parametrize(("sort", "limit"), [("created_at", 4), ("-created_at", 1), ("-created_at", 200)])
 def test_pages_that_end_early_lose_nothing(
     database_url: str, redis_url: str, near: None, sort: str, limit: int
 ) -> None:
