@@ -79,7 +79,24 @@ class AuthenticationIn(Input):
     secret: fields.Secret | None = None
 
 
-class SubscriptionIn(Input):
+class SubscriptionFields(Input):
+    """What is given when one is made, and when one is changed. Core says which are required."""
+
+    url: fields.Url | None = None
+    events: fields.Patterns | None = None
+    filters: fields.Filters | None = None
+    payload_format: fields.Format | None = None
+    retry_policy: fields.Retries | None = None
+    headers: fields.CustomHeaders | None = None
+    timeout_ms: fields.Timeout | None = None
+    limits: fields.Limits | None = None
+    circuit_breaker: fields.CircuitBreaker | None = None
+    description: fields.Description | None = None
+    metadata: fields.Metadata | None = None
+    branch_id: fields.Label | None = None
+
+
+class SubscriptionIn(SubscriptionFields):
     # Core says that url and events are required, together with what else is wrong.
     model_config = ConfigDict(
         json_schema_extra={
@@ -95,19 +112,7 @@ class SubscriptionIn(Input):
         }
     )
 
-    url: fields.Url | None = None
-    events: fields.Patterns | None = None
-    filters: fields.Filters | None = None
     authentication: AuthenticationIn | None = None
-    payload_format: fields.Format | None = None
-    retry_policy: fields.Retries | None = None
-    headers: fields.CustomHeaders | None = None
-    timeout_ms: fields.Timeout | None = None
-    limits: fields.Limits | None = None
-    circuit_breaker: fields.CircuitBreaker | None = None
-    description: fields.Description | None = None
-    metadata: fields.Metadata | None = None
-    branch_id: fields.Label | None = None
 
 
 class AuthenticationPatch(Input):
@@ -124,24 +129,12 @@ def _without_null(schema: dict[str, Any]) -> None:
         properties[name] = properties[name]["anyOf"][0]
 
 
-class SubscriptionPatch(Input):
+class SubscriptionPatch(SubscriptionFields):
     """What is left out stays; null resets a field."""
 
     model_config = ConfigDict(json_schema_extra=_without_null)
 
-    url: fields.Url | None = None
-    events: fields.Patterns | None = None
-    filters: fields.Filters | None = None
     authentication: AuthenticationPatch | None = None
-    payload_format: fields.Format | None = None
-    retry_policy: fields.Retries | None = None
-    headers: fields.CustomHeaders | None = None
-    timeout_ms: fields.Timeout | None = None
-    limits: fields.Limits | None = None
-    circuit_breaker: fields.CircuitBreaker | None = None
-    description: fields.Description | None = None
-    metadata: fields.Metadata | None = None
-    branch_id: fields.Label | None = None
 
 
 class RotateIn(Input):
