@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,11 @@ from core import partitions, roles
 from core.database import Database
 from core.errors import HookwrightError
 
-LOCK_WAIT_S = 5.0  # for tables in use: meanwhile whoever comes later waits behind us
+# For tables in use. Whoever comes later waits behind us meanwhile, so it is a fraction of what an acceptance waits for
+# a lock (0.5 s) and of PostgreSQL's default deadlock_timeout (1 s): of two that wait for each other this one gives way.
+LOCK_WAIT_S = 0.1
+LOCK_TRIES = 50
+PAUSE_S = (0.1, 0.5)  # between tries, drawn at random: those who waited behind us get their turn
 _BUSY = ("55P03", "40P01")  # lock_not_available, deadlock_detected
 
 log = structlog.get_logger(__name__)
@@ -41,26 +49,35 @@ async def migrate(database: Database, application_role: str | None = None) -> No
     """Applies every migration that is missing, one process at a time, then makes partitions ahead.
 
     With `application_role`, `database` is reached as the schema's owner, and that role is given what the application
-    needs (`core.roles`). Raises `WrongRoles` when it owns the schema itself, and `TablesBusy` when a table can't be
-    locked within `LOCK_WAIT_S`; called again, it goes on.
+    needs (`core.roles`). Raises `WrongRoles` when it owns the schema itself, and `TablesBusy` when none of
+    `LOCK_TRIES` tries had all its locks within `LOCK_WAIT_S` each; called again, it goes on.
 
     A schema that a newer release has left is not touched: migrations add, or say what they take away, so that two
     releases can work side by side, and whoever goes back a release needs it to start. They may take long on large
     tables: `database` should have no `command_timeout_s`.
     """
-    try:
-        async with database.engine.begin() as connection:
-            await connection.run_sync(_upgrade, application_role)
-        await partitions.ensure_ahead(database, datetime.now(UTC).date())
-        async with database.engine.begin() as connection:
-            await connection.run_sync(_validate)
-    except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) not in _BUSY:
-            raise
-        raise TablesBusy(
-            f"A table that must be changed was in use for {LOCK_WAIT_S:g} s; run `hookwright migrate` again, or, should"
-            " that go on, end what holds a transaction open (pg_stat_activity)"
-        ) from error
+    await _with_locks(database, partial(_upgrade, application_role=application_role))
+    await partitions.ensure_ahead(database, datetime.now(UTC).date())
+    await _with_locks(database, _validate)
+
+
+async def _with_locks(database: Database, step: Callable[[Connection], None]) -> None:
+    """Takes the step in a transaction of its own, again for as long as it can't have a lock that it needs."""
+    for one in range(LOCK_TRIES):
+        try:
+            async with database.engine.begin() as connection:
+                await connection.run_sync(step)
+            return
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) not in _BUSY:
+                raise
+            refused = error
+        log.info("a table to be changed is in use", tries=one + 1)
+        await asyncio.sleep(random.uniform(*PAUSE_S))  # noqa: S311 - not a secret
+    raise TablesBusy(
+        f"A table that must be changed was in use at each of {LOCK_TRIES} tries; run `hookwright migrate` again, or,"
+        " should that go on, end what holds a transaction open (pg_stat_activity)"
+    ) from refused
 
 
 def _take_turn(connection: Connection) -> None:

@@ -118,6 +118,7 @@ def test_what_an_older_release_left_is_brought_up_with_all_its_rows(
                 await seeds.prepare()
                 one = await seeds.delivery(State.DEAD)
                 monkeypatch.setattr(schema, "LOCK_WAIT_S", 0.1)
+                monkeypatch.setattr(schema, "LOCK_TRIES", 2)
                 async with driver.transaction():  # a call that does not end
                     await seeds.delivery()
                     with pytest.raises(schema.TablesBusy, match="run `hookwright migrate` again"):
