@@ -181,6 +181,7 @@ async def _erase_batch(driver: Any, breakers: Breakers, organization_id: UUID) -
         _of("replays"),
         _of("idempotency_keys"),
         _of("delivery_stats"),
+        _of("breaker_changes"),
         _of("event_types"),
         _orphaned_attempts,
         lambda driver, one: _subscriptions(driver, breakers, one),

@@ -13,6 +13,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -40,6 +41,13 @@ class SubscriptionStatus(StrEnum):
     PAUSED = "paused"  # by a person: deliveries are held and sent on resume
     DISABLED = "disabled"  # by the receiver (410): nothing is created or sent until resumed
     DELETED = "deleted"  # kept for the history that refers to it
+
+
+class ReplayAction(StrEnum):
+    """What a replay's job does with each delivery."""
+
+    REPLAY = "replay"
+    DISCARD = "discard"
 
 
 class ReplayStatus(StrEnum):
@@ -206,6 +214,7 @@ class Event(SQLModel, table=True):
     data_at: int = Field(sa_column=Column(Integer, nullable=False))  # `data` is payload[data_at:-1]
     matched_subscriptions: int = Field(sa_column=Column(Integer, nullable=False))
     only_for: UUID | None = Field(default=None, sa_column=uuid_(nullable=True))  # a test event's one subscription
+    copied_from: UUID | None = Field(default=None, sa_column=uuid_(nullable=True))  # whose payload was changed for it
     # Since then `data` is {} and nothing is sent any more (core.redaction).
     redacted_at: datetime | None = Field(default=None, sa_column=time_(nullable=True))
 
@@ -289,6 +298,15 @@ class Delivery(SQLModel, table=True):
             *_FILTERED,
             postgresql_where=text(f"({OFF_PATH}) AND subscription_id IS NOT NULL"),
         ),
+        # Groups of dead letters are counted in it.
+        Index(
+            "ix_deliveries_dead",
+            "organization_id",
+            "subscription_id",
+            "error_kind",
+            "id",
+            postgresql_where=text("state = 'dead'"),
+        ),
         Index("ix_deliveries_replay", "replay_id", "id", postgresql_where=text("replay_id IS NOT NULL")),
         DAILY,
     )
@@ -346,7 +364,7 @@ class UnfinishedRedaction(SQLModel, table=True):
 
 
 class DeliveryStats(SQLModel, table=True):
-    """What came of attempts within one minute. Written by `core.stats` alone.
+    """What was accepted and what came of attempts within one minute. Written by `core.stats` alone.
 
     Rows are updated many times in their first minute and never after: room in each page lets that happen without
     touching an index.
@@ -355,7 +373,7 @@ class DeliveryStats(SQLModel, table=True):
     __tablename__ = "delivery_stats"
     __table_args__ = (Index(None, "minute"), {"postgresql_with": {"fillfactor": 70}})
 
-    organization_id: UUID = Field(sa_column=id_())
+    organization_id: UUID = Field(sa_column=id_())  # or zero, in the rows of the whole installation
     subscription_id: UUID = Field(sa_column=id_())  # or zero, in the rows of the whole organization
     minute: datetime = Field(sa_column=Column(DateTime(timezone=True), primary_key=True))
     error_kind: str = Field(default="", sa_column=Column(Text, primary_key=True, server_default=text("''")))
@@ -364,14 +382,33 @@ class DeliveryStats(SQLModel, table=True):
     dead: int = Field(default=0, sa_column=integer(0))  # deliveries given up
     dead_retried: int = Field(default=0, sa_column=integer(0))  # of these, after more than one attempt
     duration_ms: int = Field(default=0, sa_column=integer(0, BigInteger))  # of all attempts, together
+    # Events; only in rows without an error, of organizations and of the installation.
+    accepted: int = Field(default=0, sa_column=integer(0))
+    # How many successful attempts took up to each of the bounds in `core.stats`; only in rows without an error.
+    durations: list[int] | None = Field(default=None, sa_column=Column(ARRAY(Integer)))
+
+
+class BreakerChange(SQLModel, table=True):
+    """That a subscription's circuit breaker opened, half-opened or closed; when is in the id. History, which nothing
+    depends on: the breakers themselves are in Redis (`core.breakers`)."""
+
+    __tablename__ = "breaker_changes"
+    __table_args__ = (Index(None, "subscription_id", "id"), Index(None, "organization_id"))
+
+    id: UUID = Field(sa_column=id_())
+    organization_id: UUID = Field(sa_column=uuid_())
+    subscription_id: UUID = Field(sa_column=uuid_())
+    state: str = Field(sa_column=text_())
+    failures: int = Field(sa_column=Column(Integer, nullable=False))  # in a row, up to then
 
 
 class Replay(SQLModel, table=True):
-    """A durable bulk job that sends chosen deliveries again."""
+    """A durable bulk job that sends chosen deliveries again, or discards them."""
 
     __tablename__ = "replays"
     __table_args__ = (
         CheckConstraint(one_of("status", ReplayStatus), name="status"),
+        CheckConstraint(one_of("action", ReplayAction), name="action"),
         CheckConstraint("rate_per_second BETWEEN 1 AND 10000", name="rate_per_second"),
         Index(None, "organization_id", "id"),
         Index("ix_replays_unfinished", "id", postgresql_where=text("status IN ('queued', 'running')")),
@@ -379,6 +416,7 @@ class Replay(SQLModel, table=True):
 
     id: UUID = Field(sa_column=id_())
     organization_id: UUID = Field(sa_column=uuid_(of="organizations"))
+    action: str = Field(default=ReplayAction.REPLAY, sa_column=text_(default="replay"))
     filters: dict[str, Any] = Field(default_factory=dict, sa_column=json_())
     rate_per_second: int = Field(sa_column=Column(Integer, nullable=False))
     status: str = Field(sa_column=text_())

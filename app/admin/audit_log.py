@@ -8,8 +8,9 @@ from uuid import UUID
 import orjson
 from starlette.responses import Response
 
+from app import views
 from app.admin.visit import Visit
-from app.api import audit_log, views
+from app.api import audit_log
 from app.api.lists import ListQuery
 from core import ids
 from core.errors import InvalidId, ValidationFailed
@@ -36,7 +37,7 @@ async def index(visit: Visit) -> Response:
     try:
         organization_id = _id(given, "organization", ids.ORGANIZATION)
         walk = audit_log.walk(organization_id, chosen)
-        query = ListQuery(chosen, PAGE_SIZE, _id(given, "after", ids.AUDIT_ENTRY), None, True, [], frozenset())
+        query = ListQuery(PAGE_SIZE, _id(given, "after", ids.AUDIT_ENTRY), None, True, chosen, [], frozenset())
         async with visit.services.database.session() as session:
             page = await walk.page(session, query)
         rows = list(page.rows)

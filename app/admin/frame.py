@@ -97,7 +97,9 @@ class PageResource:
             session_token = visit.session_token if visit.user is not None else None
             # A page for anybody may have been shown before this browser signed in, in another tab.
             forms.check_token(visit.form, session_token, visit.visitor if page.public else None)
-        return await page.handler(visit)
+        response = await page.handler(visit)
+        await visit.settle()
+        return response
 
 
 def failure(visit: Visit, error: HookwrightError) -> Response:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +12,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -17,10 +20,11 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from app.admin import cookies, forms
 from app.admin.forms import Form
 from app.api import calls
+from app.caller import Work, finish
 from app.services import Services
-from core import ids, sessions, timestamps, users
+from core import audit, ids, sessions, timestamps, users
 from core.audit import Actor
-from core.errors import InvalidId, NotFound
+from core.errors import Conflict, InvalidId, NotFound
 from core.models_access import Role, User, UserSession
 from core.sign_in import Browser, SignedIn
 
@@ -54,6 +58,7 @@ class Visit:
     session: UserSession | None = None
     form: Form = field(default_factory=lambda: Form(FormData()))
     _new_visitor: str | None = None
+    _after_commit: list[Work] = field(default_factory=list)
 
     @property
     def services(self) -> Services:
@@ -121,6 +126,37 @@ class Visit:
     def _address(self) -> str | None:
         return self.request.client.host if self.request.client is not None else None
 
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncSession]:
+        async with self.services.database.session() as session:
+            yield session
+
+    def audit(
+        self,
+        session: AsyncSession,
+        action: str,
+        resource: str,
+        *,
+        before: Mapping[str, Any] | None = None,
+        after: Mapping[str, Any] | None = None,
+        organization_id: UUID | None = None,
+    ) -> None:
+        """As `app.caller` says."""
+        audit.record(session, self.actor, action, resource, organization_id=organization_id, before=before, after=after)
+
+    def after_commit(self, work: Work) -> None:
+        """As `app.caller` says."""
+        self._after_commit.append(work)
+
+    def check_version(self, current: int) -> None:
+        """Raises `Conflict` when the form was filled in from another version, which is in its field `version`."""
+        if self.form.text("version") not in ("", str(current)):
+            raise Conflict("It was changed meanwhile. Look at it again and repeat your change.")
+
+    def may(self, role: Role) -> bool:
+        """Whether who is signed in has this role or more: for what a page offers."""
+        return self.user is not None and users.may(self.user.role, role)
+
     @property
     def navigation(self) -> list[dict[str, Any]]:
         if self.user is None:
@@ -129,7 +165,7 @@ class Visit:
         return [
             {"label": label, "path": to, "is_here": path == to or (to != "/" and path.startswith(f"{to}/"))}
             for label, to, role in NAVIGATION
-            if users.may(self.user.role, role)
+            if self.may(role)
         ]
 
     def path_id(self, prefix: str, name: str = "id") -> UUID:
@@ -154,6 +190,10 @@ class Visit:
         cookies.put(response, cookies.SESSION, done.token, self.public_url)
         cookies.drop(response, cookies.VISITOR, self.public_url)
         return response
+
+    async def settle(self) -> None:
+        """Does what was left for after the commit."""
+        await finish(self._after_commit, self.request_id)
 
     def finish(self, response: Response) -> Response:
         """What every page's answer carries."""

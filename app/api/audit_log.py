@@ -10,13 +10,16 @@ from uuid import UUID
 from sqlalchemy import ColumnElement
 from sqlmodel import col
 
-from app.api import answers, authentication, lists, views
+from app import views
+from app.api import answers, authentication, lists
 from app.api.calls import Call
-from app.api.lists import ListQuery, Walk
+from app.api.lists import ListQuery
 from app.api.replies import Lines, Reply
 from core import ids, jsontext, organizations, selection
+from core import lists as core_lists
 from core.database import Database
 from core.errors import ValidationFailed
+from core.lists import Walk
 from core.models_access import AuditEntry
 
 EXPORT_PAGE = 500  # entries in memory at once
@@ -51,7 +54,7 @@ def walk(organization_id: UUID | None, filters: Mapping[str, str]) -> Walk:
     by = next((name for name in ("resource", "actor", "organization") if name in found), None)
     if by is not None:
         walked.append(found.pop(by))
-    return Walk(AuditEntry, walked, list(found.values()), lists.REACH)
+    return Walk(AuditEntry, walked, list(found.values()), core_lists.REACH)
 
 
 async def _chosen(call: Call, query: ListQuery) -> Walk:

@@ -8,7 +8,7 @@ import time
 import structlog
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.api import views
+from app import views
 from app.api.calls import Call
 from app.api.inputs import Nothing
 from app.api.replies import Reply

@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from app.api import authentication, body, inputs, replies
 from app.api.inputs import Model
 from app.api.replies import Lines, Reply
+from app.caller import Work, finish
 from app.services import Services
 from core import audit, idempotency, ids, organizations, timestamps
 from core.api_keys import Credential
@@ -59,7 +60,7 @@ class Call:
     body: bytes = b""
     idempotent: IdempotentCall | None = None
     _session: AsyncSession | None = None
-    _after_commit: list[Callable[[], Awaitable[Any]]] = field(default_factory=list)
+    _after_commit: list[Work] = field(default_factory=list)
 
     def read(self, model: type[Model]) -> Model:
         """The body as `model`; an absent body counts as an empty object."""
@@ -124,9 +125,8 @@ class Call:
         async with self.services.database.session() as session:
             yield session
 
-    def after_commit(self, work: Callable[[], Awaitable[Any]]) -> None:
-        """Does `work` once the call's transaction is committed and before the answer leaves. It may fail: a worker must
-        be able to do it too."""
+    def after_commit(self, work: Work) -> None:
+        """As `app.caller` says."""
         self._after_commit.append(work)
 
     def check_version(self, current: int) -> None:
@@ -260,17 +260,8 @@ class Resource:
             reply = await action.handler(call)
         else:
             reply = await _once(call, call.idempotent, action.handler)
-        await _finish(call)
+        await finish(call._after_commit, call.request_id)
         return reply
-
-
-async def _finish(call: Call) -> None:
-    """What is left to do is left to workers if it fails here: the change is committed, and the answer says so."""
-    for work in call._after_commit:
-        try:
-            await work()
-        except Exception as error:
-            log.warning("a worker will finish what a call began", request_id=call.request_id, error=repr(error))
 
 
 def _check_address(request: Request, action: Action) -> None:

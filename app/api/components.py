@@ -13,6 +13,7 @@ from app.api.fields import Schema
 from app.api.inputs import Input
 from core import errors, ids
 from core.idempotency import MAX_KEY_CHARS
+from core.lists import MAX_COUNTED
 
 SCHEMAS = "#/components/schemas/"
 
@@ -111,7 +112,7 @@ _ENVELOPE: Schema = {
         {
             "pageSize": {"type": "integer"},
             "page": {"type": "integer", "description": "Only when paging by number, like total"},
-            "total": fields.whole(0, lists.MAX_COUNTED),
+            "total": fields.whole(0, MAX_COUNTED),
             "totalIsExact": {"type": "boolean"},
             "hasMore": {"type": "boolean"},
             "nextCursor": {"type": ["string", "null"]},
@@ -205,7 +206,7 @@ PARAMETERS: Schema = {
             {**_STRING, "pattern": "^[A-Za-z0-9_-]{22}$"},
             "The nextCursor of the page before; with limit",
         ),
-        _parameter("page", "query", fields.whole(1, lists.MAX_COUNTED), "Instead of after_key, with pageSize"),
+        _parameter("page", "query", fields.whole(1, MAX_COUNTED), "Instead of after_key, with pageSize"),
         _parameter("pageSize", "query", fields.whole(1, lists.MAX_LIMIT)),
         _parameter("sort", "query", {"type": "string", "enum": ["-created_at", "created_at"]}),
     )

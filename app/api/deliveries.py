@@ -12,16 +12,19 @@ from sqlalchemy.orm import aliased
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.api import answers, lists, views
+from app import views
+from app.api import answers, lists
 from app.api.calls import Call
 from app.api.inputs import Nothing
-from app.api.lists import ListQuery, Walk
+from app.api.lists import ListQuery
 from app.api.replies import Reply
 from app.api.typed import WalkByType
 from core import deliveries, ids, replays, selection
+from core import lists as core_lists
 from core.database import driver_of
 from core.errors import NotFound, ValidationFailed
 from core.hints import Hint
+from core.lists import Walk
 from core.models import Attempt, Delivery
 
 # The latest attempts of a delivery that are shown: of one alone, and of each in a list. A retry policy makes at most
@@ -50,7 +53,7 @@ async def run_query(call: Call, session: AsyncSession, query: ListQuery, **chose
     if choice.events:
         page = await WalkByType(choice).page(session, query)
     else:
-        reach = REACH_IN_INDEX if choice.in_index else lists.REACH
+        reach = REACH_IN_INDEX if choice.in_index else core_lists.REACH
         page = await Walk(Delivery, choice.walked, choice.checked, reach).page(session, query)
     items = [views.delivery(row) for row in page.rows]
     if "attempts" in query.include:

@@ -6,7 +6,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.api import answers, lists, views
+from app import views
+from app.api import answers, lists
 from app.api.calls import Call
 from app.api.inputs import EventTypeIn, EventTypePatch
 from app.api.replies import Reply

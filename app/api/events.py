@@ -9,7 +9,8 @@ from uuid import UUID
 from sqlalchemy import ColumnElement
 from sqlmodel import col, select
 
-from app.api import answers, body, inputs, lists, views
+from app import views
+from app.api import answers, body, inputs, lists
 from app.api import deliveries as delivery_api
 from app.api.calls import Call, repeated
 from app.api.fields import MAX_BATCH, MAX_EXTERNAL_ID_CHARS

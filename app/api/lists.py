@@ -1,8 +1,6 @@
 """Lists: filters, order, paging by key or by number, and a choice of fields, the same for every noun.
 
-What one page reads is bounded, whatever it is asked for. An index yields rows in the list's order; where filters are
-checked row by row, at most `reach` rows are walked. A page that ends there says up to when it has searched, and its
-`nextCursor` goes on from there. Totals are counted up to `MAX_COUNTED`.
+A page whose search was bounded (`core.lists`) says up to when it has searched, and its `nextCursor` goes on from there.
 """
 
 from __future__ import annotations
@@ -11,51 +9,39 @@ import base64
 import binascii
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, func, literal
-from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
-from sqlmodel.sql.expression import SelectOfScalar
 from starlette.requests import Request
 
 from app.api.answers import Answer
 from app.api.replies import Reply
-from core import ids, selection, timestamps
+from core import ids, timestamps
+from core import lists as core_lists
 from core.errors import ValidationFailed, quoted
+from core.lists import Conditions, Page, Paging, Walk
 
 DEFAULT_LIMIT, MAX_LIMIT = 25, 200
-MAX_COUNTED = 10_000  # rows that a total counts, and that pages by number reach
-REACH = 10_000  # rows that a page walks at most where each must be looked at
-SOON = 10  # rows that it walks first, for each that it may show
 MAX_PARAMETERS = 50
 _FILTER = re.compile(r"filters\[([a-z_]{1,40})\]")
 _PLAIN = frozenset({"limit", "after_key", "page", "pageSize", "sort", "fields", "include"})
 
 Row = TypeVar("Row")
-Conditions = Sequence[ColumnElement[bool]]
 
 
 @dataclass(frozen=True, slots=True)
-class ListQuery:
+class ListQuery(Paging):
     """What a caller asked of a list."""
 
-    filters: Mapping[str, str]
-    limit: int
-    after: UUID | None
-    page: int | None  # set only when the caller pages by number
-    descending: bool
-    fields: Sequence[str]
-    include: frozenset[str]
+    filters: Mapping[str, str] = field(default_factory=dict)
+    fields: Sequence[str] = ()
+    include: frozenset[str] = frozenset()
 
     @property
     def sort(self) -> str:
         return "-created_at" if self.descending else "created_at"
-
-    def order(self, key: Any) -> Any:
-        return key.desc() if self.descending else key.asc()
 
 
 def parse(request: Request, shows: type[Answer], *, includes: Sequence[str] = ()) -> ListQuery:
@@ -85,9 +71,9 @@ def parse(request: Request, shows: type[Answer], *, includes: Sequence[str] = ()
     if by_number and "limit" in given:
         faults["limit"] = ["Belongs to after_key; with page, give pageSize"]
     limit = _integer(given, "pageSize" if by_number else "limit", DEFAULT_LIMIT, MAX_LIMIT, faults)
-    page = _integer(given, "page", 1, MAX_COUNTED, faults) if by_number else None
-    if page is not None and page * limit > MAX_COUNTED:
-        faults["page"] = [f"Pages by number reach the first {MAX_COUNTED} rows; go further by after_key"]
+    page = _integer(given, "page", 1, core_lists.MAX_COUNTED, faults) if by_number else None
+    if page is not None and page * limit > core_lists.MAX_COUNTED:
+        faults["page"] = [f"Pages by number reach the first {core_lists.MAX_COUNTED} rows; go further by after_key"]
     after = None
     if "after_key" in given:
         after = _decode(given["after_key"], faults)
@@ -101,7 +87,7 @@ def parse(request: Request, shows: type[Answer], *, includes: Sequence[str] = ()
         faults["fields"] = [f"Unknown: {', '.join(map(quoted, wrong))[:200]}; there are: {', '.join(known_fields)}"]
     if faults:
         raise ValidationFailed(details=faults)
-    return ListQuery(filters, limit, after, page, sort.startswith("-"), fields, include)
+    return ListQuery(limit, after, page, sort.startswith("-"), filters, fields, include)
 
 
 def _integer(given: Mapping[str, str], name: str, default: int, most: int, faults: dict[str, list[str]]) -> int:
@@ -126,66 +112,6 @@ def _decode(text: str, faults: dict[str, list[str]]) -> UUID | None:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
-    """What was found. `edge`: the last id that was looked at, if more may follow. `total`: of all up to there."""
-
-    rows: Sequence[Any]
-    more: bool
-    edge: UUID | None = None
-    total: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Walk:
-    """Rows of `model` that an index yields in the order of their ids, by `walked`; shown are those that pass `checked`
-    too, of at most `reach`."""
-
-    model: Any
-    walked: Conditions
-    checked: Conditions
-    reach: int
-
-    async def page(self, session: AsyncSession, query: ListQuery) -> Page:
-        key: Any = col(self.model.id)
-        walked = list(self.walked)
-        if query.after is not None:
-            walked.append(key < query.after if query.descending else key > query.after)
-        wanted = select(self.model).where(*walked, *self.checked).order_by(query.order(key))
-        if not self.checked:
-            return await take(session, query, wanted, None)
-        await selection.plan_by_value(session)
-        page = Page((), False)
-        # Mostly a page is full soon. By number, all rows count.
-        soon = min(SOON * query.limit, self.reach) if query.page is None else self.reach
-        for reach in sorted({soon, self.reach}):
-            edge = await self._edge(session, walked, query, reach)
-            within = () if edge is None else (key >= edge if query.descending else key <= edge,)
-            page = await take(session, query, wanted.where(*within), edge)
-            if page.more or edge is None:
-                break
-        return page
-
-    async def _edge(self, session: AsyncSession, walked: Conditions, query: ListQuery, reach: int) -> UUID | None:
-        """The last id within reach; None when all rows are."""
-        key: Any = col(self.model.id)
-        statement = select(key).where(*walked).order_by(query.order(key)).offset(reach - 1).limit(1)
-        found: UUID | None = (await session.exec(statement)).one_or_none()
-        return found
-
-
-async def take(session: AsyncSession, query: ListQuery, statement: SelectOfScalar[Any], edge: UUID | None) -> Page:
-    """The page of `statement`, which selects a table in order, up to `edge`."""
-    total = None
-    if query.page is not None:
-        one = statement.with_only_columns(literal(1), maintain_column_froms=True)
-        counted = one.order_by(None).limit(MAX_COUNTED + 1).subquery()
-        total = (await session.exec(select(func.count()).select_from(counted))).one()
-        statement = statement.offset((query.page - 1) * query.limit)
-    rows = (await session.exec(statement.limit(query.limit + 1))).all()
-    return Page(rows[: query.limit], len(rows) > query.limit, edge, total)
-
-
 async def run(
     session: AsyncSession,
     query: ListQuery,
@@ -197,7 +123,7 @@ async def run(
 ) -> Reply:
     """One page of `model`, in the order of its id, which is the order of time. An index must serve `conditions`;
     `checked` are looked at row by row."""
-    page = await Walk(model, conditions, checked, REACH).page(session, query)
+    page = await Walk(model, conditions, checked, core_lists.REACH).page(session, query)
     return answer(query, page, [show(row) for row in page.rows])
 
 
@@ -206,8 +132,8 @@ def answer(query: ListQuery, page: Page, items: Sequence[dict[str, Any]]) -> Rep
     following = page.rows[-1].id if page.more else page.edge
     pagination: dict[str, Any] = {"pageSize": query.limit}
     if page.total is not None:
-        exact = page.total <= MAX_COUNTED and page.edge is None
-        pagination |= {"page": query.page, "total": min(page.total, MAX_COUNTED), "totalIsExact": exact}
+        exact = page.total <= core_lists.MAX_COUNTED and page.edge is None
+        pagination |= {"page": query.page, "total": min(page.total, core_lists.MAX_COUNTED), "totalIsExact": exact}
     pagination |= {
         "hasMore": following is not None,
         "nextCursor": _encode(following) if following is not None else None,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from sqlmodel import col
 
-from app.api import answers, lists, views
+from app import views
+from app.api import answers, lists
 from app.api.calls import Call
 from app.api.inputs import ApiKeyIn, ApiKeyPatch, OrganizationIn
 from app.api.replies import Reply

@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from app.api import breakers, views
+from app import views
+from app.api import breakers
 from app.api.calls import Call
 from app.api.replies import Reply
 from core import health, ids, stats, subscriptions

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from sqlmodel import col
 
-from app.api import answers, lists, views
+from app import views
+from app.api import answers, lists
 from app.api.calls import Call, Handler
 from app.api.inputs import Nothing, ReplayIn
 from app.api.replies import Reply

@@ -10,7 +10,8 @@ from uuid import UUID
 from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.api import answers, breakers, lists, views
+from app import views
+from app.api import answers, breakers, lists
 from app.api import deliveries as delivery_api
 from app.api import events as event_api
 from app.api.calls import Call, repeated

@@ -13,9 +13,8 @@ from sqlalchemy.orm import aliased
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.api import lists
-from app.api.lists import ListQuery, Page
-from core import ids
+from core import ids, lists
+from core.lists import Page, Paging
 from core.models import Delivery, Event
 from core.selection import Choice, plan_by_value
 
@@ -29,28 +28,28 @@ class WalkByType:
 
     choice: Choice
 
-    async def page(self, session: AsyncSession, query: ListQuery) -> Page:
+    async def page(self, session: AsyncSession, paging: Paging) -> Page:
         await plan_by_value(session)
         page = Page((), False)
         # A page's worth of events suffices mostly. By number, those before the page count as well.
-        for reach in (query.limit, EVENTS_REACH) if query.page is None else (EVENTS_REACH,):
-            families, edge = await self._families(session, query, reach)
-            page = await self._take(session, query, families, edge)
+        for reach in (paging.limit, EVENTS_REACH) if paging.page is None else (EVENTS_REACH,):
+            families, edge = await self._families(session, paging, reach)
+            page = await self._take(session, paging, families, edge)
             if page.more or edge is None:
                 break
         return page
 
-    async def _families(self, session: AsyncSession, query: ListQuery, reach: int) -> tuple[list[UUID], UUID | None]:
+    async def _families(self, session: AsyncSession, paging: Paging, reach: int) -> tuple[list[UUID], UUID | None]:
         """The events to look at, and the last id that a delivery of theirs can have; None when there are no others."""
         key = col(Event.id)
         statement = select(key, col(Event.matched_subscriptions)).where(*self.choice.events)
-        if query.after is not None:
-            low, high = ids.family_bounds(query.after)
-            if query.after in {low, high}:  # no id of a delivery: the edge of a page that had all of this family
-                statement = statement.where(key < low if query.descending else key > high)
+        if paging.after is not None:
+            low, high = ids.family_bounds(paging.after)
+            if paging.after in {low, high}:  # no id of a delivery: the edge of a page that had all of this family
+                statement = statement.where(key < low if paging.descending else key > high)
             else:  # its event may have further deliveries
-                statement = statement.where(key <= high if query.descending else key >= low)
-        rows = (await session.exec(statement.order_by(query.order(key)).limit(reach + 1))).all()
+                statement = statement.where(key <= high if paging.descending else key >= low)
+        rows = (await session.exec(statement.order_by(paging.order(key)).limit(reach + 1))).all()
         # Events of several processes may share their first 64 bits: the ids of their deliveries are mixed.
         groups = [list(group) for _, group in groupby(rows, lambda row: ids.family_bounds(row[0]))]
         complete = len(rows) <= reach
@@ -67,11 +66,9 @@ class WalkByType:
         if complete:
             return chosen, None
         low, high = ids.family_bounds(chosen[-1])
-        return chosen, low if query.descending else high
+        return chosen, low if paging.descending else high
 
-    async def _take(
-        self, session: AsyncSession, query: ListQuery, event_ids: Sequence[UUID], edge: UUID | None
-    ) -> Page:
+    async def _take(self, session: AsyncSession, paging: Paging, event_ids: Sequence[UUID], edge: UUID | None) -> Page:
         bounds = [ids.family_bounds(event_id) for event_id in event_ids]
         arrays = [event_ids, [low for low, _ in bounds], [high for _, high in bounds]]
         unnested = func.unnest(*(bindparam(None, values, ARRAY(Uuid), unique=True) for values in arrays))
@@ -84,9 +81,9 @@ class WalkByType:
             *self.choice.walked,
             *self.choice.checked,
         )
-        if query.after is not None:
-            of_one = of_one.where(key < query.after if query.descending else key > query.after)
+        if paging.after is not None:
+            of_one = of_one.where(key < paging.after if paging.descending else key > paging.after)
         # With a limit it stays what it is: a look into the primary key for each event.
-        one = aliased(Delivery, of_one.order_by(query.order(key)).limit(lists.MAX_COUNTED + 1).lateral("one"))
-        statement = select(one).select_from(families).join(one, true()).order_by(query.order(one.id))
-        return await lists.take(session, query, statement, edge)
+        one = aliased(Delivery, of_one.order_by(paging.order(key)).limit(lists.MAX_COUNTED + 1).lateral("one"))
+        statement = select(one).select_from(families).join(one, true()).order_by(paging.order(one.id))
+        return await lists.take(session, paging, statement, edge)

@@ -36,7 +36,7 @@ def export(
 
     filters = {} if since is None else {"created_after": since}
     chosen = audit_log.walk(None if org is None else ids.parse(ids.ORGANIZATION, org), filters)
-    query = ListQuery(filters, audit_log.EXPORT_PAGE, None, None, descending=False, fields=(), include=frozenset())
+    query = ListQuery(audit_log.EXPORT_PAGE, descending=False, filters=filters, fields=(), include=frozenset())
 
     async def run() -> None:
         database = Database(settings.database_url, pool_size=2, name="hookwright-cli")

@@ -32,7 +32,7 @@ def create(
     settings = target.settings(data_dir, keys=True)
     target.refuse_newer_keys(data_dir)
     sealer = target.sealer(settings)
-    from app.api import views  # the same JSON as the API's
+    from app import views  # the same JSON as the API's
     from core import api_keys, audit, organizations
 
     async def run() -> dict[str, Any]:
@@ -87,7 +87,7 @@ def revoke(
 ) -> None:
     """End an API key at once."""
     settings = target.settings(data_dir)
-    from app.api import views
+    from app import views
     from core import api_keys, audit, ids
 
     wanted = ids.parse(ids.API_KEY, key_id)
@@ -119,7 +119,7 @@ def revoke(
 async def _find(settings: Settings, owner: UUID | None) -> list[dict[str, Any]]:
     from sqlmodel import col, select
 
-    from app.api import views
+    from app import views
     from core.models import ApiKey
 
     query = select(ApiKey).order_by(col(ApiKey.id))

@@ -22,7 +22,7 @@ def create(
 ) -> None:
     """Make an organization; prints its id."""
     settings = target.settings(data_dir)
-    from app.api import views  # the same JSON as the API's
+    from app import views  # the same JSON as the API's
     from core import audit, organizations
 
     async def run() -> dict[str, Any]:
@@ -51,7 +51,7 @@ def delete(
 ) -> None:
     """End an organization at once, and have workers erase all that it had. There is no way back."""
     settings = target.settings(data_dir)
-    from app.api import views
+    from app import views
     from core import audit, erasure, ids, organizations
 
     wanted = ids.parse(ids.ORGANIZATION, organization)
@@ -80,7 +80,7 @@ def delete(
 def list_all(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: Json = False) -> None:
     """List the organizations, the oldest first."""
     settings = target.settings(data_dir)
-    from app.api import views
+    from app import views
     from core import organizations
 
     async def run() -> list[dict[str, Any]]:

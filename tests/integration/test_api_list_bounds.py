@@ -10,8 +10,8 @@ from uuid import uuid4
 import pytest
 
 from app.api import deliveries as delivery_lists
-from app.api import lists, typed
-from core import ids, replays, timestamps
+from app.api import typed
+from core import ids, lists, replays, timestamps
 from core.failures import ErrorKind
 from core.selection import REASONS
 from core.states import DeadReason, DiscardReason, PendingReason, State

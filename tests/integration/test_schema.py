@@ -17,7 +17,7 @@ from sqlmodel import SQLModel
 
 from core import ids, models, partitions, schema, subscriptions
 from core.database import Database
-from core.models import ItemOutcome, RateTier, ReplayStatus, SubscriptionStatus
+from core.models import ItemOutcome, RateTier, ReplayAction, ReplayStatus, SubscriptionStatus
 from core.models_access import Role
 from core.states import DeadReason, DiscardReason, PendingReason, State
 from tests.seeds import Seeds, seeded
@@ -153,6 +153,7 @@ ENUMS: list[tuple[str, list[type[StrEnum]]]] = [
     ("ck_deliveries_reason", [State, PendingReason, DeadReason, DiscardReason]),
     ("ck_subscriptions_status", [SubscriptionStatus]),
     ("ck_replays_status", [ReplayStatus]),
+    ("ck_replays_action", [ReplayAction]),
     ("ck_replay_items_outcome", [ItemOutcome]),
     ("ck_api_keys_tier", [RateTier]),
     ("ck_users_role", [Role]),
@@ -231,6 +232,7 @@ def _user(columns: str, values: str) -> str:
         ("UPDATE organizations SET name = ''", "ck_organizations_name"),
         ("UPDATE organizations SET name = repeat('x', 201)", "ck_organizations_name"),
         ("UPDATE replays SET status = 'lost'", "ck_replays_status"),
+        ("UPDATE replays SET action = 'lose'", "ck_replays_action"),
         ("UPDATE replays SET rate_per_second = 0", "ck_replays_rate_per_second"),
         ("UPDATE replays SET rate_per_second = 10001", "ck_replays_rate_per_second"),
         ("UPDATE replay_items SET outcome = 'lost'", "ck_replay_items_outcome"),
@@ -277,6 +279,7 @@ def test_every_check_constraint_is_met_by_one_of_these_tests(database_url: str) 
         "ck_subscriptions_events",
         "ck_organizations_name",
         "ck_replays_status",
+        "ck_replays_action",
         "ck_replays_rate_per_second",
         "ck_replay_items_outcome",
         "ck_api_keys_tier",

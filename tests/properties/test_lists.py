@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from app.api import answers, lists
-from app.api.lists import MAX_COUNTED, MAX_LIMIT, ListQuery
+from app.api.lists import MAX_LIMIT, ListQuery
 from core.database import Database
 from core.errors import ValidationFailed
+from core.lists import MAX_COUNTED
 from core.models import Organization
 
 uuids = st.integers(0, (1 << 128) - 1).map(lambda number: UUID(int=number))
@@ -88,7 +89,7 @@ def test_pages_show_every_row_once_in_order(database_url: str) -> None:
 
 async def _check_pages(database: Database, keys: list[UUID], limit: int, descending: bool) -> None:
     async def page(after: UUID | None, number: int | None) -> tuple[list[UUID], dict[str, Any]]:
-        query = ListQuery({}, limit, after, number, descending, [], frozenset())
+        query = ListQuery(limit, after, number, descending, {}, [], frozenset())
         reply = await lists.run(session, query, Organization, [], lambda row: {"id": row.id})
         pagination: dict[str, Any] = reply.meta["pagination"]
         return [item["id"] for item in reply.data], pagination
