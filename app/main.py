@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from app import headers, routes
-from app.admin import frame, single_sign_on
+from app.admin import frame, navigation, single_sign_on
 from app.admin.visit import Visit
 from app.api import calls, replies
 from app.services import Services
@@ -70,12 +70,14 @@ def create(settings: Settings) -> Application:
             app.state.services = services
             yield
 
-    return Application(
+    app = Application(
         routes=routes.routes(),
         headers=headers.of(settings.public_url),
         lifespan=lifespan,
         exception_handlers={HTTPException: _not_routed, Exception: _not_routed},
     )
+    app.state.navigation = navigation.over(routes.PAGES)
+    return app
 
 
 @asynccontextmanager

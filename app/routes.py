@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from starlette.routing import BaseRoute, Mount, Route
-from starlette.staticfiles import StaticFiles
 
 from app import health, oauth
 from app.admin import account, set_up, sign_in, single_sign_on, start, users
@@ -24,6 +21,7 @@ from app.api import (
     subscriptions,
 )
 from app.api.calls import Action, Handler, Resource
+from app.assets import Assets
 from core.api_keys import (
     DELIVERIES_READ,
     DELIVERIES_REPLAY,
@@ -181,7 +179,7 @@ PUBLIC: list[BaseRoute] = [
     *health.routes(),
     *oauth.routes(),
     *openapi.routes(API),
-    Mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static"),
+    Mount("/static", Assets(), name="static"),
 ]
 
 

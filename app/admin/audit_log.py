@@ -2,76 +2,43 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlencode
-from uuid import UUID
-
-import orjson
 from starlette.responses import Response
 
 from app import views
+from app.admin.lists import Filter, PageQuery
 from app.admin.visit import Visit
 from app.api import audit_log
-from app.api.lists import ListQuery
 from core import ids
-from core.errors import InvalidId, ValidationFailed
+from core.lists import Walk
 from core.models_access import AuditEntry
 
-PAGE_SIZE = 50
-FILTERS = {
-    "actor": ("Who", "usr_…, key_… or worker"),
-    "action": ("What", "such as subscription.updated"),
-    "resource": ("To what", "sub_…, usr_… or another id"),
-    "organization": ("Whose", "org_…"),
-    "created_after": ("Since", "such as 2026-01-28T10:00:00Z"),
-    "created_before": ("Before", "such as 2026-01-29T00:00:00Z"),
-}
+FILTERS = (
+    Filter.text("actor", "Who", hint="usr_…, key_… or worker"),
+    Filter.text("action", "What", hint="such as subscription.updated"),
+    Filter.text("resource", "To what", hint="sub_…, usr_… or another id"),
+    Filter.of_id("organization", "Whose", ids.ORGANIZATION),
+    Filter.time("created_after", "Since"),
+    Filter.time("created_before", "Before"),
+)
 
 
 async def index(visit: Visit) -> Response:
-    asked = visit.request.query_params
-    given = {name: asked.get(name, "").strip() for name in (*FILTERS, "after")}
-    chosen = {name: given[name] for name in FILTERS if given[name] and name != "organization"}
-    rows: list[AuditEntry] = []
-    older = None
-    errors: dict[str, list[str]] = {}
-    try:
-        organization_id = _id(given, "organization", ids.ORGANIZATION)
-        walk = audit_log.walk(organization_id, chosen)
-        query = ListQuery(PAGE_SIZE, _id(given, "after", ids.AUDIT_ENTRY), None, True, chosen, [], frozenset())
-        async with visit.services.database.session() as session:
-            page = await walk.page(session, query)
-        rows = list(page.rows)
-        edge = rows[-1].id if page.more else page.edge
-        if edge is not None:
-            kept = {name: value for name, value in given.items() if value and name != "after"}
-            older = f"{visit.request.scope['path']}?{urlencode(kept | {'after': ids.show(ids.AUDIT_ENTRY, edge)})}"
-    except ValidationFailed as error:
-        errors = {name.removeprefix("filters."): said for name, said in error.details.items()}
+    query = PageQuery.of(visit, FILTERS, ids.AUDIT_ENTRY)
+    async with visit.transaction() as session:
+        page = await query.page(session, _walk)
     return visit.render(
-        "audit_log/index.html",
-        400 if errors else 200,
-        entries=[_shown(row) for row in rows],
-        filters=FILTERS,
-        given=given,
-        is_narrowed=any(given.values()),
-        older=older,
-        errors=errors,
+        "audit_log/index.html", query.status, query=query, page=page, entries=[_shown(row) for row in page.rows]
     )
 
 
-def _id(given: dict[str, str], name: str, prefix: str) -> UUID | None:
-    try:
-        return ids.parse(prefix, given[name]) if given[name] else None
-    except InvalidId as error:
-        raise ValidationFailed.of(name, error.message) from None
+def _walk(asked: dict[str, str]) -> Walk:
+    whose = asked.get("organization")
+    filters = {name: value for name, value in asked.items() if name != "organization"}
+    return audit_log.walk(ids.parse(ids.ORGANIZATION, whose) if whose else None, filters)
 
 
 def _shown(row: AuditEntry) -> dict[str, object]:
     return views.audit_entry(row) | {
         "moment": ids.time_of(row.id),
-        "changes": [
-            (word, orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
-            for word, value in (("before", row.before), ("after", row.after))
-            if value
-        ],
+        "changes": [(word, value) for word, value in (("before", row.before), ("after", row.after)) if value],
     }

@@ -90,7 +90,7 @@ class PageResource:
             if visit.user is None:
                 if changes:
                     raise AuthenticationFailed("Your session has ended, so nothing was done. Sign in and try again.")
-                return visit.redirect(f"/sign-in?{urlencode({'next': _address(request)})}")
+                return visit.redirect(f"/sign-in?{urlencode({'next': visit.location})}")
             _check_role(visit.user.role, page.role)
         if changes:
             visit.form = await forms.read(request)
@@ -131,8 +131,3 @@ def wants_page(request: Request) -> bool:
 def _check_role(role: str, needed: Role) -> None:
     if not users.may(role, needed):
         raise PermissionDenied(f"This needs the role {needed}, and yours is {role}. An admin can change it.")
-
-
-def _address(request: Request) -> str:
-    path: str = request.scope["path"]
-    return f"{path}?{request.url.query}" if request.url.query else path

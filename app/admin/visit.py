@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,8 +17,10 @@ from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from app.admin import cookies, forms
+from app import assets
+from app.admin import badges, cookies, forms, wording
 from app.admin.forms import Form
+from app.admin.navigation import Entry
 from app.api import calls
 from app.caller import Work, finish
 from app.services import Services
@@ -35,18 +37,25 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-TEMPLATES.filters["machine_time"] = timestamps.show
-TEMPLATES.filters["time"] = lambda moment: f"{moment:%Y-%m-%d %H:%M} UTC"
-TEMPLATES.globals["FORM_TOKEN"] = forms.TOKEN
+TEMPLATES.filters |= {
+    "machine_time": timestamps.show,
+    "time": wording.time,
+    "exact_time": wording.exact_time,
+    "number": wording.number,
+    "percent": wording.percent,
+    "duration": wording.duration,
+    "size": wording.size,
+    "json": wording.pretty,
+}
+TEMPLATES.globals |= {
+    "FORM_TOKEN": forms.TOKEN,
+    "asset": assets.url,
+    "library": assets.library_url,
+    "badge_of": badges.of,
+    "Role": Role,
+}
 
 MAX_PATH = 500  # characters of a path to go on to
-
-# What the head of every page leads to, and the least role that may go there.
-NAVIGATION = (
-    ("Start", "/", Role.VIEWER),
-    ("Users", "/users", Role.ADMIN),
-    ("Audit log", "/audit-log", Role.ADMIN),
-)
 
 
 @dataclass
@@ -158,15 +167,16 @@ class Visit:
         return self.user is not None and users.may(self.user.role, role)
 
     @property
-    def navigation(self) -> list[dict[str, Any]]:
-        if self.user is None:
-            return []
+    def navigation(self) -> list[Entry]:
+        """What the head of the page leads to."""
+        entries: Sequence[Entry] = self.request.app.state.navigation
+        return [entry for entry in entries if self.may(entry.role)]
+
+    @property
+    def location(self) -> str:
+        """Path and query of the page, as the browser shows them."""
         path: str = self.request.scope["path"]
-        return [
-            {"label": label, "path": to, "is_here": path == to or (to != "/" and path.startswith(f"{to}/"))}
-            for label, to, role in NAVIGATION
-            if self.may(role)
-        ]
+        return f"{path}?{self.request.url.query}" if self.request.url.query else path
 
     def path_id(self, prefix: str, name: str = "id") -> UUID:
         """The id in the path. One that can't be an id is not found."""
