@@ -15,7 +15,7 @@ from core import ids, stats
 from core.deliveries import Claimed, Finish, Verdict
 from core.failures import ErrorKind
 from core.states import DeadReason, DiscardReason, PendingReason, State
-from core.stats import WHOLE, Figures, Tally
+from core.stats import WHOLE, Figures, Tally, counts, retention, totals
 from tests.seeds import EXHAUSTED, LATER, SUCCESS, Seeds, seeded, tried
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
@@ -204,7 +204,7 @@ def test_figures_read_one_range_of_the_primary_key_however_much_there_is(databas
         )
         await seeds.driver.execute("ANALYZE delivery_stats")
         lines = await seeds.driver.fetch(
-            "EXPLAIN (ANALYZE, BUFFERS OFF, COSTS OFF, TIMING OFF, SUMMARY OFF) " + stats._FIGURES,
+            "EXPLAIN (ANALYZE, BUFFERS OFF, COSTS OFF, TIMING OFF, SUMMARY OFF) " + totals._FIGURES,
             *(seeds.organization_id, WHOLE, datetime.now(UTC) - timedelta(minutes=100)),
         )
         return "\n".join(line[0] for line in lines)
@@ -219,7 +219,7 @@ def test_figures_read_one_range_of_the_primary_key_however_much_there_is(databas
 
 
 def test_a_state_is_counted_up_to_a_bound(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stats, "MOST_COUNTED", 3)
+    monkeypatch.setattr(counts, "MOST_COUNTED", 3)
 
     async def run(seeds: Seeds) -> None:
         other = await seeds.subscription()
@@ -240,9 +240,9 @@ def test_a_state_is_counted_up_to_a_bound(database_url: str, monkeypatch: pytest
 def test_a_count_that_takes_too_long_is_none_and_the_connection_stays_whole(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stats, "COUNT_TIMEOUT_MS", 20)
+    monkeypatch.setattr(counts, "COUNT_TIMEOUT_MS", 20)
     monkeypatch.setitem(
-        stats._COUNT, State.DEAD, "SELECT count(*) FROM pg_sleep(30) WHERE $1::uuid IS NOT NULL OR $2::int = 0"
+        counts._COUNT, State.DEAD, "SELECT count(*) FROM pg_sleep(30) WHERE $1::uuid IS NOT NULL OR $2::int = 0"
     )
 
     async def run(seeds: Seeds) -> None:
@@ -258,7 +258,7 @@ def test_a_count_that_takes_too_long_is_none_and_the_connection_stays_whole(
 def test_what_is_older_than_the_retention_goes_batch_by_batch(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stats, "PRUNE_BATCH", 7)
+    monkeypatch.setattr(retention, "PRUNE_BATCH", 7)
 
     async def run(seeds: Seeds) -> None:
         await seeds.driver.execute(

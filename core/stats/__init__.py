@@ -1,0 +1,30 @@
+"""Delivery statistics: a row per minute, subscription and kind of error, kept by the workers as they record outcomes.
+
+So what a page or the API shows costs the same whether the minute saw one delivery or a million. `tally` writes,
+`totals` and `series` read, and `retention` forgets. `counts` asks the deliveries themselves how many stand somewhere
+now, within bounds.
+
+Statistics are not the truth about any delivery: an outcome recorded by a worker that is killed before its next flush
+is missing here, and one whose flush was answered by a broken connection may count twice.
+"""
+
+from __future__ import annotations
+
+from core.stats.counts import COUNT_TIMEOUT_MS, MOST_COUNTED, count
+from core.stats.retention import prune
+from core.stats.series import Point, sparklines
+from core.stats.tally import WHOLE, Tally
+from core.stats.totals import Figures, figures
+
+__all__ = [
+    "COUNT_TIMEOUT_MS",
+    "MOST_COUNTED",
+    "WHOLE",
+    "Figures",
+    "Point",
+    "Tally",
+    "count",
+    "figures",
+    "prune",
+    "sparklines",
+]
