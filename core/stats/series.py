@@ -19,6 +19,7 @@ class Point:
     delivered: int = 0  # attempts that succeeded
     failed: int = 0  # attempts that did not
     dead: int = 0  # deliveries given up, most of them with the last of the failed attempts
+    accepted: int = 0  # events; not told by subscription
 
 
 async def sparklines(

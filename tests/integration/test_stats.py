@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -213,6 +214,33 @@ def test_figures_read_one_range_of_the_primary_key_however_much_there_is(databas
     assert "using pk_delivery_stats" in plan or "on pk_delivery_stats" in plan, plan
     assert "Filter:" not in plan, plan
     assert "Rows Removed" not in plan, plan
+
+
+# --- series --------------------------------------------------------------------------------------------------------
+
+
+def test_sparklines_of_many_come_with_one_statement_a_point_an_hour(database_url: str) -> None:
+    async def run(seeds: Seeds) -> None:
+        other = await seeds.subscription()
+        await kept(seeds, [finish(seeds), finish(seeds), finish(seeds, LATER), finish(seeds, EXHAUSTED)])
+        await seeds.driver.execute("UPDATE delivery_stats SET minute = minute - interval '3 hours'")
+        await kept(seeds, [finish(seeds)])
+        now = await seeds.driver.fetchval("SELECT now()")
+        asked = [(seeds.organization_id, seeds.subscription_id), (seeds.organization_id, other)]
+        found = await stats.sparklines(seeds.driver, asked, now - timedelta(hours=24))
+        assert list(found) == [seeds.subscription_id, other]
+        points = found[seeds.subscription_id]
+        assert len(points) == 24
+        assert points[-1].at <= now < points[-1].at + timedelta(hours=1)
+        assert {b.at - a.at for a, b in pairwise(points)} == {timedelta(hours=1)}
+        counts = [(one.delivered, one.failed, one.dead) for one in points]
+        assert counts == [(0, 0, 0)] * 20 + [(2, 2, 1), (0, 0, 0), (0, 0, 0), (1, 0, 0)]
+        assert [(one.delivered, one.failed) for one in found[other]] == [(0, 0)] * 24
+        stranger = await stats.sparklines(seeds.driver, [(uuid4(), seeds.subscription_id)], now - timedelta(hours=24))
+        assert not any(one.delivered for one in stranger[seeds.subscription_id])
+        assert await stats.sparklines(seeds.driver, [], now) == {}
+
+    seeded(database_url, run)
 
 
 # --- counting what waits -------------------------------------------------------------------------------------------
