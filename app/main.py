@@ -31,6 +31,7 @@ from core.oidc import Provider
 from core.rate_limits import RateLimits
 from core.sealing import Sealer
 from core.settings import Settings
+from core.subscription_checks import SubscriptionChecks
 from core.subscriptions import Rules
 
 
@@ -105,6 +106,7 @@ async def _services(settings: Settings) -> AsyncIterator[Services]:
             access_tokens=tokens,
             rate_limits=rate_limits,
             breakers=Breakers(redis),
+            checks=SubscriptionChecks(database),
             oidc=oidc,
         )
     finally:

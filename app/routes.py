@@ -67,6 +67,14 @@ API: dict[str, dict[str, Action]] = {
         "POST": Action(subscriptions.create, SUBSCRIPTIONS_WRITE, audited="subscription.created"),
         "GET": Action(subscriptions.index, SUBSCRIPTIONS_READ, lists=True),
     },
+    "/v1/webhooks/subscriptions/check": {
+        "POST": Action(
+            subscriptions.check,
+            SUBSCRIPTIONS_WRITE,
+            keeps_own_keys=True,
+            unaudited="it looks, and changes nothing",
+        )
+    },
     "/v1/webhooks/subscriptions/{id}": {
         "GET": Action(subscriptions.show, SUBSCRIPTIONS_READ),
         "PATCH": Action(subscriptions.update, SUBSCRIPTIONS_WRITE, audited="subscription.updated"),
@@ -103,6 +111,9 @@ API: dict[str, dict[str, Action]] = {
         "GET": Action(subscriptions.deliveries_of, DELIVERIES_READ, lists=True)
     },
     "/v1/webhooks/subscriptions/{id}/circuit-breaker": {"GET": Action(breakers.show, SUBSCRIPTIONS_READ)},
+    "/v1/webhooks/subscriptions/{id}/circuit-breaker/history": {
+        "GET": Action(breakers.history, SUBSCRIPTIONS_READ, lists=True)
+    },
     "/v1/webhooks/subscriptions/{id}/circuit-breaker/reset": {
         "POST": Action(breakers.reset, SUBSCRIPTIONS_WRITE, audited="circuit_breaker.reset")
     },

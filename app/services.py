@@ -15,6 +15,7 @@ from core.oidc import Provider
 from core.rate_limits import RateLimits
 from core.sealing import Sealer
 from core.settings import Settings
+from core.subscription_checks import SubscriptionChecks
 from core.subscriptions import Rules
 
 
@@ -29,6 +30,7 @@ class Services:
     access_tokens: AccessTokens
     rate_limits: RateLimits
     breakers: Breakers
+    checks: SubscriptionChecks
     oidc: Provider | None = None  # where users sign in besides
 
     @property

@@ -15,6 +15,7 @@ from core.limits import Limits
 from core.models import (
     ApiKey,
     Attempt,
+    BreakerChange,
     Delivery,
     Event,
     EventType,
@@ -28,6 +29,7 @@ from core.replays import Group
 from core.retry import RetryPolicy
 from core.states import State
 from core.stats import Figures
+from core.subscription_checks import Checked
 
 HIDDEN = "••••"
 
@@ -102,6 +104,25 @@ def subscription(row: Subscription, header_names: Sequence[str] = ()) -> dict[st
     }
 
 
+def subscription_check(checked: Checked) -> dict[str, Any]:
+    return {
+        "matched": checked.matched,
+        "looked_at": len(checked.seen),
+        "complete": not checked.is_cut,
+        "sample": [
+            {
+                "event_id": ids.show(ids.EVENT, one.event_id),
+                "event_type": one.event_type,
+                "created_at": _time(ids.time_of(one.event_id)),
+                "outcome": one.outcome,
+                "condition": None if one.mismatch is None else one.mismatch.condition,
+                "found": [] if one.mismatch is None else list(one.mismatch.found),
+            }
+            for one in checked.seen
+        ],
+    }
+
+
 def circuit_breaker(row: Subscription, breaker: Breaker, now_ms: int) -> dict[str, Any]:
     settings = BreakerSettings.of(row.circuit_breaker)
     state = breaker.state_at(settings, now_ms)
@@ -117,6 +138,15 @@ def circuit_breaker(row: Subscription, breaker: Breaker, now_ms: int) -> dict[st
         "next_attempt_at": _time_of(open_until_ms) if state is BreakerState.OPEN else None,
         "last_failure_at": _time_of(breaker.failed_at_ms),
         "settings": settings.to_json(),
+    }
+
+
+def circuit_breaker_change(row: BreakerChange) -> dict[str, Any]:
+    return {
+        "id": ids.show(ids.BREAKER_CHANGE, row.id),
+        "state": row.state,
+        "failure_count": row.failures,
+        "at": _time(ids.time_of(row.id)),
     }
 
 

@@ -52,7 +52,8 @@ class Request:
 
     events: Sequence[NewEvent]
     organization_id: UUID
-    api_key_id: UUID  # looked at again within the batch: a revoked key is refused by every process at once
+    # Looked at again within the batch: a revoked key is refused by every process at once. None: a person posts it.
+    api_key_id: UUID | None
     idempotent: IdempotentCall | None = None
     render: Callable[[Sequence[Accepted], Sequence[UUID]], Any] = field(
         default=lambda accepted, _: [one.to_json() for one in accepted]
@@ -191,12 +192,12 @@ class Acceptance:
     async def _context(self, driver: Any, batch: _Batch) -> dict[UUID, Subscribers]:
         """One statement for the whole batch: are the keys still valid, and which subscriptions are current?"""
         organizations = {request.organization_id for request in batch.requests}
-        keys = {request.api_key_id for request in batch.requests}
+        keys = {request.api_key_id for request in batch.requests if request.api_key_id is not None}
         rows = await driver.fetch(_CONTEXT, list(organizations), list(keys))
         valid = {row["id"] for row in rows if row["version"] is None}
         versions = {row["id"]: row["version"] for row in rows if row["version"] is not None}
         for index, request in enumerate(batch.requests):
-            if request.api_key_id not in valid:
+            if request.api_key_id is not None and request.api_key_id not in valid:
                 batch.fail(index, AuthenticationFailed("This API key has been revoked"))
             elif request.organization_id not in versions:
                 batch.fail(index, NotFound("There is no such organization"))

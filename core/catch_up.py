@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import structlog
 
-from core import deliveries, ids, jsontext, timestamps
+from core import deliveries, ids
 from core.errors import ValidationFailed
+from core.events import envelope_of
 from core.filters import Budget, Undecided, compile_stored
 from core.matching import Slice
 from core.models import Subscription
@@ -42,7 +42,7 @@ async def create_missed(driver: Any, subscription: Subscription, since: datetime
             if not patterns.matches(row["event_type"]):
                 continue
             try:
-                if wants is None or wants.decide(_envelope(row), Budget()):
+                if wants is None or wants.decide(envelope_of(row), Budget()):
                     chosen.append(row)
             except Undecided:
                 undecided += 1
@@ -60,18 +60,6 @@ async def create_missed(driver: Any, subscription: Subscription, since: datetime
         if len(rows) < CHUNK:
             return created
         after = rows[-1]["id"]
-
-
-def _envelope(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "event_id": ids.show(ids.EVENT, row["id"]),
-        "event_type": row["event_type"],
-        "occurred_at": timestamps.show(row["occurred_at"]),
-        "organization_id": ids.show(ids.ORGANIZATION, row["organization_id"]),
-        **({} if row["branch_id"] is None else {"branch_id": row["branch_id"]}),
-        "metadata": jsontext.loads(row["metadata"].encode()) if row["metadata"] else {},
-        "data": jsontext.loads(row["payload"][row["data_at"] : -1]),
-    }
 
 
 _EVENTS = """

@@ -88,6 +88,19 @@ def build(
     )
 
 
+def envelope_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What filters see of a stored event: the `envelope` that it had when it was new."""
+    return {
+        "event_id": ids.show(ids.EVENT, row["id"]),
+        "event_type": row["event_type"],
+        "occurred_at": timestamps.show(row["occurred_at"]),
+        "organization_id": ids.show(ids.ORGANIZATION, row["organization_id"]),
+        **({} if row["branch_id"] is None else {"branch_id": row["branch_id"]}),
+        "metadata": jsontext.loads(row["metadata"].encode()) if row["metadata"] else {},
+        "data": jsontext.loads(row["payload"][row["data_at"] : -1]),
+    }
+
+
 async def stored(driver: Any, event_ids: Sequence[UUID]) -> dict[UUID, StoredEvent]:
     """What workers need of these events to send them, by id."""
     rows = await driver.fetch(_STORED, list(event_ids), min(event_ids), max(event_ids))

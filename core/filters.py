@@ -171,6 +171,11 @@ def compile_filter(spec: object, path: str = "filters") -> Filter:
     return Filter(test)
 
 
+def values_at(key: str, envelope: Envelope, budget: Budget) -> Sequence[Any]:
+    """What a field path reaches in an event. Raises `Undecided` when that takes more steps than there are."""
+    return _reach(key, "filters", 1)(envelope, budget)
+
+
 class _Compiler:
     """Turns one filter into one function, counting its conditions."""
 

@@ -50,8 +50,11 @@ class Circuits:
         if len(outcomes) < MAX_OUTCOMES:
             outcomes.append((ok, now_ms))
 
-    async def sync(self, store: Breakers) -> None:
-        """Adds what happened here to what stands in Redis, and takes that over. Without Redis, changes nothing."""
+    async def sync(self, store: Breakers) -> list[tuple[UUID, Breaker]]:
+        """Adds what happened here to what stands in Redis, and takes that over. Without Redis, changes nothing.
+
+        Returns the breakers whose state changed there by it: those that no other worker has changed at the same time.
+        """
         news, self._outcomes = self._outcomes, {}
         try:
             stands = await store.all()
@@ -60,18 +63,22 @@ class Circuits:
         except UNREACHABLE as error:
             log.debug("breakers go by what this worker sees", error=repr(error))
             self._keep(news)
-            return
+            return []
         overtaken = {}
-        for (one, _, wanted), breaker in zip(changes, after, strict=True):
+        moved = []
+        for (one, believed, wanted), breaker in zip(changes, after, strict=True):
             stands[one] = breaker
             if breaker != wanted:  # another worker came first; ours are added to that next time
                 overtaken[one] = news[one]
+            elif breaker.state is not believed.state:
+                moved.append((one, breaker))
         self._keep(overtaken)
         for one, (settings, outcomes) in self._outcomes.items():  # those, and what came in while we waited
             stands[one] = _after(stands.get(one, BLANK), settings, outcomes)
         before, self._known = self._known, {}
         for one in {**before, **stands}:
             self._put(one, before.get(one, BLANK), stands.get(one, BLANK))
+        return moved
 
     def _put(self, subscription_id: UUID, before: Breaker, after: Breaker) -> None:
         if after.is_blank:

@@ -29,6 +29,7 @@ from core.models import SubscriptionStatus
 from core.payloads import StoredEvent
 from core.states import DiscardReason, PendingReason, State
 from worker import room
+from worker.breaker_changes import BreakerChanges
 from worker.gates import Gate
 from worker.membership import Membership
 from worker.plans import Plan, Plans
@@ -79,6 +80,7 @@ class Engine:
         self._sweep_wanted = False
         self._find_parked_after = UUID(int=0)  # the subscription up to which they were looked for
         self._stopping = False
+        self._breaker_changes = BreakerChanges(self._clock)
         self._recorder = Recorder(database, 2 * (self._lanes.quick.size + self._lanes.slow.size))
 
     def start(self) -> None:
@@ -120,8 +122,12 @@ class Engine:
             await self._recorder.tally.flush(driver)
 
     async def sync_breakers(self, store: Breakers) -> None:
-        await self._room.circuits.sync(store)
+        for subscription_id, breaker in await self._room.circuits.sync(store):
+            self._breaker_changes.note(subscription_id, breaker)
         self._something.set()
+
+    async def flush_breaker_changes(self) -> None:
+        await self._breaker_changes.flush(self._database)
 
     async def find_parked(self) -> None:
         """Looks which subscriptions something is parked for, and what they allow now. Those that are paused wait.

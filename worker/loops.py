@@ -9,7 +9,18 @@ from uuid import UUID
 
 import structlog
 
-from core import erasure, expired_secrets, idempotency, partitions, redaction, replays, settling, sign_in, stats
+from core import (
+    breaker_changes,
+    erasure,
+    expired_secrets,
+    idempotency,
+    partitions,
+    redaction,
+    replays,
+    settling,
+    sign_in,
+    stats,
+)
 from core.breakers import UNREACHABLE, Breakers
 from core.database import Database, is_unreachable
 from worker.engine import Engine
@@ -81,7 +92,8 @@ class Erasing:
 
 
 async def keep_house(database: Database, retention_days: int) -> None:
-    """Makes partitions ahead, drops expired ones and forgets old idempotency keys, statistics and sessions.
+    """Makes partitions ahead, drops expired ones and forgets old idempotency keys, statistics, changes of
+    circuit breakers and sessions.
 
     The day is the database's: a worker whose clock is years ahead would drop all history.
     """
@@ -94,6 +106,7 @@ async def keep_house(database: Database, retention_days: int) -> None:
         await idempotency.drop_expired(driver)
         await expired_secrets.forget(driver)
         await stats.prune(driver, retention_days)
+        await breaker_changes.prune(driver, retention_days)
         await sign_in.drop_expired(driver)
 
 

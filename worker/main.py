@@ -42,6 +42,7 @@ RECONNECT_S = (0.2, 0.5, 1.0, 2.0)  # then every 2 s
 STEADY_S = 10.0  # after that long without a fault the pauses start small again
 STOP_S = 7.0  # of the 10 s that a graceful stop may take
 STATISTICS_S = 3.0
+BREAKER_CHANGES_S = 1.0
 ERASE_S = 1.0
 JOB_END_S = 0.5  # for jobs that have nothing left to do but to say so to Redis
 
@@ -119,6 +120,7 @@ async def working(settings: Settings) -> AsyncIterator[Engine]:
             (ERASE_S, "erasure", loops.Erasing(database, breakers).advance),
             (STATISTICS_S, "statistics", engine.flush_statistics),
             (SYNC_S, "breakers", lambda: engine.sync_breakers(breakers)),
+            (BREAKER_CHANGES_S, "breaker changes", engine.flush_breaker_changes),
         )
     ]
     ctx = {"engine": engine, "database": database, "breakers": breakers, "retention_days": settings.retention_days}
@@ -139,6 +141,7 @@ async def working(settings: Settings) -> AsyncIterator[Engine]:
         with contextlib.suppress(Exception):  # the others notice by themselves, only later
             async with asyncio.timeout(JOB_END_S):
                 await engine.flush_statistics()
+                await engine.flush_breaker_changes()
                 await loops.leave(database, engine)
         await transport.aclose()
         await database.close()

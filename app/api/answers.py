@@ -14,6 +14,7 @@ from core.failures import ErrorKind
 from core.health import Health
 from core.models import RateTier, ReplayStatus, SubscriptionStatus
 from core.states import State
+from core.subscription_checks import Outcome
 
 Time = Annotated[str, WithJsonSchema(fields.TIME)]
 EventId = Annotated[str, WithJsonSchema(fields.id_of(ids.EVENT))]
@@ -24,6 +25,7 @@ OrganizationId = Annotated[str, WithJsonSchema(fields.id_of(ids.ORGANIZATION))]
 ReplayId = Annotated[str, WithJsonSchema(fields.id_of(ids.REPLAY))]
 KeyId = Annotated[str, WithJsonSchema(fields.id_of(ids.API_KEY))]
 SecretId = Annotated[str, WithJsonSchema(fields.id_of(ids.SECRET))]
+BreakerChangeId = Annotated[str, WithJsonSchema(fields.id_of(ids.BREAKER_CHANGE))]
 AuditEntryId = Annotated[str, WithJsonSchema(fields.id_of(ids.AUDIT_ENTRY))]
 Object = dict[str, Any]
 NOT_ALWAYS: Any = None  # a field with this default is absent at times
@@ -207,6 +209,22 @@ class SubscriptionResumed(Subscription):
     missed_deliveries_created: int
 
 
+class EventChecked(Answer):
+    event_id: EventId
+    event_type: str
+    created_at: Time
+    outcome: Outcome
+    condition: str | None
+    found: list[str]
+
+
+class SubscriptionChecked(Answer):
+    matched: int
+    looked_at: int
+    complete: bool
+    sample: list[EventChecked]
+
+
 class SubscriptionDeleted(Answer):
     subscription_id: SubscriptionId
     status: Literal["deleted"]
@@ -222,6 +240,13 @@ class CircuitBreaker(Answer):
     next_attempt_at: Time | None
     last_failure_at: Time | None
     settings: BreakerSettingsShown
+
+
+class CircuitBreakerChange(Answer):
+    id: BreakerChangeId
+    state: BreakerState
+    failure_count: int
+    at: Time
 
 
 class Attempts(Answer):

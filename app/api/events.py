@@ -169,8 +169,3 @@ async def deliveries(call: Call) -> Reply:
 
 def _none(call: Call) -> NotFound:
     return NotFound(f"There is no event {call.request.path_params['id'][:64]}")
-
-
-def test_data(given: dict[str, Any] | None) -> dict[str, Any]:
-    """What a test event carries."""
-    return given if given is not None else {"message": "This is a test event", "sent_by": "Hookwright"}

@@ -115,6 +115,19 @@ class SubscriptionIn(SubscriptionFields):
     authentication: AuthenticationIn | None = None
 
 
+class CheckIn(Input):
+    # Core says what is required, as of a subscription.
+    model_config = ConfigDict(
+        json_schema_extra={
+            "required": ["events"],
+            "examples": [{"events": ["order.*"], "filters": {"total": {"$gte": 100}}}],
+        }
+    )
+
+    events: fields.Patterns | None = None
+    filters: fields.Filters | None = None
+
+
 class AuthenticationPatch(Input):
     type: fields.Scheme
 

@@ -117,6 +117,14 @@ OPERATIONS: Mapping[str, Mapping[str, Operation]] = {
         ),
         "GET": Operation("lists them, without the deleted ones", answers.Subscription, filters=_OF_SUBSCRIPTIONS),
     },
+    "/v1/webhooks/subscriptions/check": {
+        "POST": Operation(
+            "which of the latest events patterns and a filter would have matched",
+            answers.SubscriptionChecked,
+            inputs.CheckIn,
+            repeats=True,
+        )
+    },
     "/v1/webhooks/subscriptions/{id}": {
         "GET": Operation("shows one, and when its secrets expire", answers.SubscriptionWithSecrets, versioned=True),
         "PATCH": Operation(
@@ -157,6 +165,9 @@ OPERATIONS: Mapping[str, Mapping[str, Operation]] = {
     "/v1/webhooks/subscriptions/{id}/deliveries": {"GET": _deliveries("lists its deliveries", "subscription_id")},
     "/v1/webhooks/subscriptions/{id}/circuit-breaker": {
         "GET": Operation("shows whether deliveries are held back from a failing receiver", answers.CircuitBreaker)
+    },
+    "/v1/webhooks/subscriptions/{id}/circuit-breaker/history": {
+        "GET": Operation("lists when it opened, half-opened and closed", answers.CircuitBreakerChange)
     },
     "/v1/webhooks/subscriptions/{id}/circuit-breaker/reset": {
         "POST": Operation("lets the next few through to decide", answers.CircuitBreaker, inputs.Nothing)

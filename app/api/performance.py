@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from app import views
-from app.api import breakers
+from app.actions import breakers
 from app.api.calls import Call
 from app.api.replies import Reply
 from core import health, ids, stats, subscriptions
