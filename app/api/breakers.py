@@ -6,6 +6,7 @@ from sqlmodel import col
 
 from app import views
 from app.actions import breakers as actions
+from app.actions.breakers import now_ms
 from app.api import answers, lists
 from app.api.calls import Call
 from app.api.inputs import Nothing
@@ -18,12 +19,12 @@ from core.models import BreakerChange, Subscription
 async def show(call: Call) -> Reply:
     subscription = await _get(call)
     breaker = await actions.get(call, subscription)
-    return Reply(views.circuit_breaker(subscription, breaker, actions.now_ms()))
+    return Reply(views.circuit_breaker(subscription, breaker, now_ms()))
 
 
 async def reset(call: Call) -> Reply:
     call.read(Nothing)
-    moment = actions.now_ms()
+    moment = now_ms()
     subscription, breaker = await actions.reset(call, call.organization_id, call.path_id(ids.SUBSCRIPTION), moment)
     data = views.circuit_breaker(subscription, breaker, moment)
     return Reply(data, message="Circuit breaker reset to HALF_OPEN; the next deliveries decide")
