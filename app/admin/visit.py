@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from app import assets
-from app.admin import badges, cookies, forms, wording
+from app.admin import badges, cookies, forms, links, wording
 from app.admin.forms import Form
 from app.admin.navigation import Entry
 from app.api import calls
@@ -53,6 +53,7 @@ TEMPLATES.globals |= {
     "library": assets.library_url,
     "badge_of": badges.of,
     "Role": Role,
+    "link_of": links.link_of,
 }
 
 MAX_PATH = 500  # characters of a path to go on to
