@@ -1,43 +1,30 @@
-"""Event types: the catalogue of what a producer may post. It describes; it does not refuse."""
+"""Event types: the catalogue of what a producer may post."""
 
 from __future__ import annotations
 
-from sqlalchemy.exc import IntegrityError
-from sqlmodel import col, select
-from sqlmodel.ext.asyncio.session import AsyncSession
+from sqlmodel import col
 
 from app import views
+from app.actions import event_types as acts
 from app.api import answers, lists
 from app.api.calls import Call
 from app.api.inputs import EventTypeIn, EventTypePatch
 from app.api.replies import Reply
-from core import ids
-from core.errors import Conflict, NotFound, ValidationFailed
+from core import event_types
+from core.errors import ValidationFailed
 from core.models import EventType
-from core.patterns import validate_event_type
-from core.quotas import MAX_EVENT_TYPES, check_room
-from core.subscriptions import check_metadata
 
 
 async def create(call: Call) -> Reply:
     given = call.read(EventTypeIn)
-    row = EventType(
-        id=ids.new_id(),
-        organization_id=call.organization_id,
-        name=validate_event_type(given.name, "name"),
+    row = await acts.create(
+        call,
+        call.organization_id,
+        name=given.name,
         description=given.description,
-        schema_=given.schema_ and dict(check_metadata(given.schema_, "schema")),
-        example=given.example and dict(check_metadata(given.example, "example")),
+        schema=given.schema_,
+        example=given.example,
     )
-    try:
-        async with call.transaction() as session:
-            advice = "delete those that are no longer sent"
-            await check_room(session, call.organization_id, EventType, most=MAX_EVENT_TYPES, advice=advice)
-            session.add(row)
-            await session.flush()
-            call.audit(session, "event_type.created", row.name, after=views.event_type(row))
-    except IntegrityError:
-        raise Conflict(f"There is an event type {given.name} already; change it with PATCH") from None
     return Reply(views.event_type(row), 201, "Event type created")
 
 
@@ -52,39 +39,22 @@ async def index(call: Call) -> Reply:
 
 async def show(call: Call) -> Reply:
     async with call.transaction() as session:
-        return Reply(views.event_type(await _get(call, session)))
+        return Reply(views.event_type(await event_types.get(session, call.organization_id, _name(call))))
 
 
 async def update(call: Call) -> Reply:
     given = call.read(EventTypePatch)
-    async with call.transaction() as session:
-        row = await _get(call, session, lock=True)
-        before = views.event_type(row)
-        if "description" in given.model_fields_set:
-            row.description = given.description or ""
-        if "schema_" in given.model_fields_set:
-            row.schema_ = given.schema_ and dict(check_metadata(given.schema_, "schema"))
-        if "example" in given.model_fields_set:
-            row.example = given.example and dict(check_metadata(given.example, "example"))
-        session.add(row)
-        after = views.event_type(row)
-        if after != before:
-            call.audit(session, "event_type.updated", row.name, before=before, after=after)
-    return Reply(after, message="Event type updated")
+    fields = {info.alias or name: name for name, info in EventTypePatch.model_fields.items()}
+    changes = {shown: getattr(given, name) for shown, name in fields.items() if name in given.model_fields_set}
+    row = await acts.update(call, call.organization_id, _name(call), changes)
+    return Reply(views.event_type(row), message="Event type updated")
 
 
 async def delete(call: Call) -> Reply:
-    async with call.transaction() as session:
-        row = await _get(call, session, lock=True)
-        await session.delete(row)
-        call.audit(session, "event_type.deleted", row.name, before=views.event_type(row))
+    row = await acts.delete(call, call.organization_id, _name(call))
     return Reply(views.event_type(row), message="Event type deleted; events of this type stay")
 
 
-async def _get(call: Call, session: AsyncSession, *, lock: bool = False) -> EventType:
-    name = call.request.path_params["name"]
-    query = select(EventType).where(EventType.organization_id == call.organization_id, EventType.name == name)
-    found = (await session.exec(query.with_for_update() if lock else query)).one_or_none()
-    if found is None:
-        raise NotFound(f"There is no event type {name[:128]}")
-    return found
+def _name(call: Call) -> str:
+    name: str = call.request.path_params["name"]
+    return name

@@ -10,17 +10,11 @@ import typer
 from cli import target
 from cli.options import DEFAULT_DATA_DIR, DataDir
 from cli.output import give, say
-from cli.supervisor.platform import DATABASE_URL, OWNER_URL, REDIS_URL, SECRET_KEYS
+from cli.supervisor.platform import DATABASE_URL, REDIS_URL, SECRET_KEYS
 from core.errors import HookwrightError
 from core.settings import Settings, load
 
-MIN_POSTGRESQL = 15
-MIN_REDIS = 6  # users with passwords, which URLs may carry
 PROXY_TIMEOUT_S = 5.0
-
-
-class Fault(HookwrightError):
-    """Something is not as it must be"""
 
 
 def check(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
@@ -61,69 +55,50 @@ async def _try(look: Callable[[Settings], Awaitable[str]], settings: Settings) -
 
 
 async def look_at_postgresql(settings: Settings) -> str:
-    from sqlalchemy import text
+    from core import checks
+    from core.database import driver_of
 
     async with target.session(settings) as session:
-        connection = await session.connection()
-        version = str((await connection.execute(text("SHOW server_version"))).scalar_one())
-        number = int((await connection.execute(text("SHOW server_version_num"))).scalar_one())
-        fsync = str((await connection.execute(text("SHOW fsync"))).scalar_one())
-    if number < MIN_POSTGRESQL * 10_000:
-        raise Fault(f"PostgreSQL is {version}; {MIN_POSTGRESQL} or newer is needed")
-    if fsync != "on":
-        raise Fault("PostgreSQL runs with fsync off: accepted events would not survive a power cut; turn it on")
-    return f"PostgreSQL {version} at {target.without_password(settings.database_url)}"
+        found = await checks.look_at_postgresql(await driver_of(session))
+    return f"{found} at {target.without_password(settings.database_url)}"
 
 
 async def look_at_schema(settings: Settings) -> str:
-    from core import schema
+    from core import checks
     from core.database import Database
 
     database = Database(settings.database_url, pool_size=2, name="hookwright-check")
     try:
         await target.reach(database, settings.database_url)
-        current, needed = await schema.state(database)
+        return await checks.look_at_schema(database)
     finally:
         await database.close()
-    if schema.is_newer(current):
-        return f"schema at revision {current}, of a newer release; this one was made for {needed}"
-    if current != needed:
-        raise Fault(f"The schema is at {current or 'nothing'} and must be at {needed}; run: hookwright migrate")
-    return f"schema at revision {current}"
 
 
 async def look_at_roles(settings: Settings) -> str:
-    """Not a fault: whoever has one role for everything has chosen so."""
-    from core import roles
+    from core import checks
     from core.database import driver_of
 
     async with target.session(settings) as session:
         driver = await driver_of(session)
         if await driver.fetchval("SELECT to_regclass('audit_log')") is None:
             return ""  # the schema is missing, which has been said
-        weak = await roles.why_unguarded(driver)
-    if weak is None:
-        return "audit log: only ever added to; the application's role could not rewrite it"
-    return f"audit log: kept by triggers alone, since {weak}; to give it more, set {OWNER_URL} (docs/operations.md)"
+        return await checks.look_at_roles(driver)
 
 
 async def look_at_redis(settings: Settings) -> str:
     from redis.exceptions import RedisError
 
-    from core import hints
+    from core import checks, hints
+    from core.checks import Fault
 
     redis = hints.connect(settings.redis_url, max_connections=2)
     try:
-        info = await redis.info("server")
+        return await checks.look_at_redis(redis)
     except (RedisError, OSError, TimeoutError) as error:
         raise Fault(f"Redis does not answer ({REDIS_URL}): {error}") from error
     finally:
         await redis.aclose(close_connection_pool=True)
-    kind = "Valkey" if "valkey_version" in info else "Redis"
-    version = str(info.get("valkey_version") or info.get("redis_version") or "0")
-    if int(version.partition(".")[0]) < MIN_REDIS:
-        raise Fault(f"{kind} is {version}; {MIN_REDIS} or newer is needed")
-    return f"{kind} {version}"
 
 
 async def look_at_ca_file(settings: Settings) -> str:
@@ -140,6 +115,7 @@ async def look_at_client_certificate(settings: Settings) -> str:
 
 
 def _read(setting: str, shown: str, fine: str, *files: str | None) -> str:
+    from core.checks import Fault
     from worker.connector import tls_context
 
     try:
@@ -150,6 +126,7 @@ def _read(setting: str, shown: str, fine: str, *files: str | None) -> str:
 
 
 async def look_at_proxy(settings: Settings) -> str:
+    from core.checks import Fault
     from worker.proxy import Proxy
     from worker.send_errors import ProxyFailed
 

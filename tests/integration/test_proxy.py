@@ -15,6 +15,7 @@ import uvloop
 
 from cli.commands import check
 from core import settings
+from core.checks import Fault
 from core.egress import EgressPolicy
 from core.failures import ErrorKind
 from tests.api import FAST
@@ -250,7 +251,7 @@ def test_the_platform_delivers_through_a_proxy_to_a_receiver_that_demands_a_cert
             assert await check.look_at_ca_file(loaded) == f"certificate authorities of {certificates.ca_file}"
             assert await check.look_at_client_certificate(loaded) == f"client certificate of {cert_file}"
             assert await check.look_at_proxy(loaded) == f"egress proxy at 127.0.0.1:{proxy.port}"
-        with pytest.raises(check.Fault, match="EGRESS_PROXY_URL: nothing answers at 127"):
+        with pytest.raises(Fault, match="EGRESS_PROXY_URL: nothing answers at 127"):
             await check.look_at_proxy(loaded)
 
     with Receiver(ssl_context=context) as receiver:
@@ -272,7 +273,7 @@ def test_certificates_that_cannot_be_used_are_named(
         {"EGRESS_CA_FILE": str(tmp_path / "empty.pem")},
     ):
         loaded = settings.load(environment(database_url, redis_url, **wrong))
-        with pytest.raises(check.Fault, match=f"HOOKWRIGHT_{next(iter(wrong))} .* can't be used"):
+        with pytest.raises(Fault, match=f"HOOKWRIGHT_{next(iter(wrong))} .* can't be used"):
             asyncio.run(_both(loaded))
 
 
