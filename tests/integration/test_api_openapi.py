@@ -96,6 +96,7 @@ async def walk(p: Platform, url: str) -> Answers:
     await call("GET", f"{one}/performance")
     await call("GET", "/v1/webhooks/performance")
     await call("GET", f"{one}/circuit-breaker")
+    await call("GET", f"{one}/circuit-breaker/history")
     await call("POST", f"{one}/circuit-breaker/reset")
     await call("DELETE", one)
 
