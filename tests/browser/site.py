@@ -1,25 +1,29 @@
-"""A real web process, a real Chromium in front of it, and a page of somebody else's beside it."""
+"""The whole platform in this process, served on loopback; a real Chromium in front of it, and a page of somebody else's
+beside it."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.async_api import Browser, Page, async_playwright
 
-from cli.process import Command, Process, log_tail
-from cli.supervisor.ports import free_port, why_not_200
+from app.admin import cookies
+from cli.serving import serve
+from core import sessions
 from core.database import Database
-from tests.commands import HOOKWRIGHT, clean_env
-from tests.platform import environment, eventually
+from core.models_access import Role
+from tests.browser import checks
+from tests.pages import make_user
+from tests.platform import Platform, platform
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -32,69 +36,69 @@ def chromium() -> str:
     return found
 
 
+@asynccontextmanager
+async def chromium_running() -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        # --no-sandbox: as root, as in most containers, Chromium does not start with it.
+        browser = await playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        yield browser
+        await browser.close()
+
+
 @dataclass
 class Site:
     url: str
-    database: Database
+    platform: Platform
     browser: Browser
     said: list[str] = field(default_factory=list)  # what pages have complained about on their console
 
+    @property
+    def database(self) -> Database:
+        return self.platform.database
+
     async def sql(self, statement: str, *values: Any) -> list[Any]:
-        async with self.database.driver() as driver:
-            rows: list[Any] = await driver.fetch(statement, *values)
-            return rows
-
-    async def forget(self) -> None:
-        """Makes it as new."""
-        self.said.clear()
-        for table in ("user_sessions", "sign_in_links", "sign_in_failures", "oidc_sign_ins", "users"):
-            await self.sql(f"DELETE FROM {table}")
-
-    async def close_pages(self) -> None:
-        for context in self.browser.contexts:
-            await context.close()
+        return await self.platform.sql(statement, *values)
 
     async def open(self, path: str = "/") -> Page:
         """A page in a browser profile of its own, without any cookie."""
+        return await self._open(path)
+
+    async def enter(self, path: str = "/", role: Role = Role.ADMIN, email: str = "") -> Page:
+        """The same, where a new user with this role has signed in already."""
+        user_id = await make_user(self, email or f"{role}@example.com", role, password=None)
+        async with self.database.session() as session:
+            _, token = await sessions.start(session, user_id)
+        return await self._open(path, {"name": cookies.SESSION, "value": token, "url": self.url})
+
+    async def _open(self, path: str, *cookies: Any) -> Page:
         context = await self.browser.new_context(base_url=self.url)
+        await context.add_cookies([*cookies])
         page = await context.new_page()
         page.set_default_timeout(15_000)
-        page.on("pageerror", lambda error: self.said.append(str(error)))
-        page.on("console", lambda message: self._note(message.type, message.text))
+        checks.listen(page, self.said)
         await page.goto(path)
         return page
 
-    def _note(self, kind: str, text: str) -> None:
-        # The browser says so of each page that we mean to answer with 400 or more.
-        if kind in ("error", "warning") and not text.startswith("Failed to load resource: the server responded with"):
-            self.said.append(text)
-
 
 @asynccontextmanager
-async def site(database_url: str, redis_url: str, folder: Path, **settings: str) -> AsyncIterator[Site]:
-    """`hookwright web` as a process of its own; `settings` by their names without the prefix."""
-    port = free_port("127.0.0.1", 0)
-    url = f"http://127.0.0.1:{port}"
-    env = clean_env(environment(database_url, redis_url, PUBLIC_URL=url, **settings))
-    argv = (*HOOKWRIGHT, "web", "--port", str(port))
-    process = Process.spawn(Command("web", argv, env=env, log=folder / "web.log"))
-    database = Database(database_url, pool_size=2)
-    try:
-
-        async def answers() -> bool:
-            assert process.exit_code is None, log_tail(folder / "web.log")
-            return await why_not_200("127.0.0.1", port, "/healthz") is None
-
-        await eventually(answers, 30, "the web process")
-        async with async_playwright() as playwright:
-            # --no-sandbox: as root, as in most containers, Chromium does not start with it.
-            browser = await playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-            yield Site(url, database, browser)
-            await browser.close()
-    finally:
-        await database.close()
-        process.kill()
-        await asyncio.shield(process.wait())
+async def site(
+    browser: Browser, database_url: str, redis_url: str, *, with_worker: bool = False, **settings: str
+) -> AsyncIterator[Site]:
+    """A platform of its own; `settings` by their names without the prefix."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        async with platform(database_url, redis_url, with_worker=with_worker, PUBLIC_URL=url, **settings) as p:
+            server = serve(p.app, log_config=None)
+            server.config.lifespan = "off"  # the platform has begun it
+            # As `serve`, which would take the signals of the tests.
+            run = asyncio.create_task(server._serve([listener]))
+            try:
+                yield Site(url, p, browser)
+            finally:
+                for context in browser.contexts:
+                    await context.close()
+                server.should_exit = True
+                await run
 
 
 @contextmanager

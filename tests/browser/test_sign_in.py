@@ -10,7 +10,7 @@ from core import set_up_link
 from core.models_access import Role
 from tests.browser.conftest import Play
 from tests.browser.site import Site, somebody_elses_page
-from tests.identity_provider import IdentityProvider
+from tests.identity_provider import CLIENT_ID, CLIENT_SECRET, IdentityProvider
 from tests.pages import PASSWORD, WRONG, make_user
 from tests.platform import eventually
 
@@ -234,4 +234,5 @@ def test_single_sign_on_there_and_back(play: Play, idp: IdentityProvider) -> Non
         assert [cookie["name"] for cookie in await page.context.cookies()] == ["hookwright_session"]
         assert len(idp.asked) == 1
 
-    play(scenario)
+    provider = {"OIDC_ISSUER": idp.issuer, "OIDC_CLIENT_ID": CLIENT_ID, "OIDC_CLIENT_SECRET": CLIENT_SECRET}
+    play(scenario, **provider)
