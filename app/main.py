@@ -31,6 +31,7 @@ from core.oidc import Provider
 from core.rate_limits import RateLimits
 from core.sealing import Sealer
 from core.settings import Settings
+from core.stats import Keeper
 from core.subscription_checks import SubscriptionChecks
 from core.subscriptions import Rules
 
@@ -93,7 +94,9 @@ async def _services(settings: Settings) -> AsyncIterator[Services]:
     tokens = AccessTokens(sealer, settings.public_url)
     rate_limits = RateLimits.of(settings, redis)
     oidc = _provider(settings)
+    keeper = Keeper(database, acceptance.tally)
     acceptance.start()
+    keeper.start()
     rate_limits.start()
     try:
         yield Services(
@@ -111,6 +114,7 @@ async def _services(settings: Settings) -> AsyncIterator[Services]:
         )
     finally:
         await acceptance.close()
+        await keeper.close()
         await rate_limits.close()
         await sender.close()
         if oidc is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -29,6 +30,7 @@ from core.hints import Hint
 from core.idempotency import IdempotentCall
 from core.matching import Matching, Slice, SubscriberCache, Subscribers
 from core.models_access import AuditEntry
+from core.stats import Tally
 
 COMPLAIN_EVERY_S = 1.0  # in the log, however many requests fail
 ACCEPT_TIMEOUT_S = 10.0  # then the caller gets 503; whether it was stored is told by its idempotency key
@@ -74,7 +76,8 @@ class _TakesLong(HookwrightError):
 
 
 class Acceptance:
-    """Accepts events for one web process. `hint` is called after each commit with the new deliveries."""
+    """Accepts events for one web process, and counts them in `tally`. `hint` is called after each commit with the new
+    deliveries."""
 
     def __init__(self, database: Database, hint: Callable[[Sequence[Hint]], None], seal: idempotency.Seal) -> None:
         self._database = database
@@ -86,6 +89,7 @@ class Acceptance:
         self._waiting_bytes = 0
         self._complained_at = -COMPLAIN_EVERY_S
         self._refused = 0  # since then
+        self.tally = Tally()
         self._group: GroupCommit[Request, Answer] = GroupCommit(
             self._flush,
             max_batch=MAX_BATCH_EVENTS,
@@ -185,6 +189,7 @@ class Acceptance:
                     await audit.store(driver, [one.audited for _, one in batch.live() if one.audited is not None])
             else:
                 made = await _insert(driver, batch)
+        self.tally.accept(batch.new)
         if made:
             self._hint(made)
         return batch.answers()
@@ -220,6 +225,7 @@ class _Batch:
     def __init__(self, requests: Sequence[Request]) -> None:
         self.requests = requests
         self.wanted: dict[UUID, Sequence[UUID]] = {}  # the subscriptions by the id of the event
+        self.new: dict[UUID, int] = defaultdict(int)  # how many events were not stored before, by organization
         self._ended: dict[int, Answer | HookwrightError] = {}
         self._accepted: dict[UUID, Accepted] = {}  # by the id of the NewEvent; a duplicate holds the first event's
         self._deliveries: dict[UUID, Sequence[UUID]] = {}
@@ -283,6 +289,7 @@ class _Batch:
     def inserted(self, event: NewEvent, delivery_ids: Sequence[UUID]) -> None:
         self._accepted[event.id] = Accepted(event.id, event.event_type, event.occurred_at, len(delivery_ids))
         self._deliveries[event.id] = delivery_ids
+        self.new[event.organization_id] += 1
 
     def deliveries_of(self, event: NewEvent) -> Sequence[UUID]:
         return self._deliveries[event.id]

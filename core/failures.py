@@ -22,3 +22,7 @@ class ErrorKind(StrEnum):
     PROTOCOL = "protocol"  # what came back is no HTTP/1.1 answer
     STATUS = "status"  # an answer, and its status is not 2xx
     TOO_LARGE_HEADER = "too_large_header"  # the head of the answer exceeds its bounds
+
+
+# No answer was heard. Of one receiver that is its own affair; of most at once, of the network on our side.
+UNREACHED = frozenset({ErrorKind.DNS, ErrorKind.REFUSED, ErrorKind.TLS, ErrorKind.TIMEOUT, ErrorKind.RESET})

@@ -12,8 +12,9 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID, uuid4
 
+from core.workers import GONE_AFTER_S
+
 SAY_SO_S = 2.0
-GONE_AFTER_S = 10.0
 
 
 class Membership:

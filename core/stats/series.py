@@ -1,12 +1,16 @@
-"""What happened over time, as points of a chart."""
+"""What happened over time, as points of a chart and the figures of all of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
+
+from core.stats.durations import trimmed
+from core.stats.tally import WHOLE
+from core.stats.totals import HISTOGRAM, Figures
 
 HOUR = timedelta(hours=1)
 
@@ -20,6 +24,112 @@ class Point:
     failed: int = 0  # attempts that did not
     dead: int = 0  # deliveries given up, most of them with the last of the failed attempts
     accepted: int = 0  # events; not told by subscription
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of time up to now, cut into points. A point begins at a multiple of `step`."""
+
+    points: int
+    step: timedelta
+
+    def since(self, now: datetime) -> datetime:
+        """Where the first point begins; the last one holds `now`."""
+        begun = EPOCH + (now - EPOCH) // self.step * self.step
+        return begun - (self.points - 1) * self.step
+
+
+EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # a Saturday; only whole steps since then matter
+LAST_HOUR = Span(60, timedelta(minutes=1))
+LAST_DAY = Span(96, timedelta(minutes=15))
+LAST_WEEK = Span(168, HOUR)
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """Failed attempts of one kind."""
+
+    error_kind: str
+    attempts: int
+    dead: int  # deliveries given up after one
+    last_at: datetime  # the minute of the last one
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What happened over a span."""
+
+    points: Sequence[Point]
+    figures: Figures
+    errors: Sequence[Failures]  # the most frequent first
+
+
+async def history(
+    driver: Any, organization_id: UUID, span: Span, now: datetime, subscription_id: UUID | None = None
+) -> History:
+    """Of an organization, of the installation where that is `INSTALLATION`, or of one subscription. Reads one range of
+    the primary key, as `figures` does: one row a minute and kind of error."""
+    since = span.since(now)
+    rows = await driver.fetch(_HISTORY, organization_id, subscription_id or WHOLE, since, span.step, EPOCH)
+    points = [Point(since + n * span.step) for n in range(span.points)]
+    for row in rows:
+        place = min(int((row["at"] - since) / span.step), span.points - 1)  # a clock ahead of ours
+        points[place] = _plus(points[place], row)
+    return History(points, _figures(rows), _failures(rows))
+
+
+def _plus(point: Point, row: Any) -> Point:
+    succeeded = row["error_kind"] == ""
+    return Point(
+        point.at,
+        point.delivered + (row["attempts"] if succeeded else 0),
+        point.failed + (0 if succeeded else row["attempts"]),
+        point.dead + row["dead"],
+        point.accepted + row["accepted"],
+    )
+
+
+def _figures(rows: Sequence[Any]) -> Figures:
+    fine = [row for row in rows if row["error_kind"] == ""]
+    return Figures(
+        attempts=sum(row["attempts"] for row in rows),
+        delivered=sum(row["attempts"] for row in fine),
+        delivered_retried=sum(row["retries"] for row in fine),
+        dead=sum(row["dead"] for row in rows),
+        dead_retried=sum(row["dead_retried"] for row in rows),
+        delivered_ms=sum(row["duration_ms"] for row in fine),
+        delivered_at=max((row["last_at"] for row in fine if row["last_at"]), default=None),
+        failed_at=max((row["last_at"] for row in rows if row["error_kind"] and row["last_at"]), default=None),
+        durations=tuple(trimmed([sum(bucket) for bucket in zip(*(row["durations"] for row in fine), strict=True)])),
+        accepted=sum(row["accepted"] for row in rows),
+    )
+
+
+def _failures(rows: Sequence[Any]) -> list[Failures]:
+    found: dict[str, Failures] = {}
+    for row in rows:
+        if row["error_kind"] and row["last_at"]:
+            known = found.get(row["error_kind"], Failures(row["error_kind"], 0, 0, row["last_at"]))
+            found[row["error_kind"]] = Failures(
+                row["error_kind"],
+                known.attempts + row["attempts"],
+                known.dead + row["dead"],
+                max(known.last_at, row["last_at"]),
+            )
+    return sorted(found.values(), key=lambda one: (-one.attempts, one.error_kind))
+
+
+_HISTORY = f"""
+SELECT date_bin($4, minute, $5) AS at, error_kind, sum(attempts) AS attempts, sum(retries) AS retries,
+    sum(dead) AS dead, sum(dead_retried) AS dead_retried, sum(duration_ms)::bigint AS duration_ms,
+    sum(accepted) AS accepted, max(minute) FILTER (WHERE attempts > 0) AS last_at, {HISTOGRAM} AS durations
+FROM delivery_stats
+WHERE organization_id = $1 AND subscription_id = $2 AND minute >= $3
+GROUP BY 1, 2
+"""
+
+
+# --- many at once --------------------------------------------------------------------------------------------------
 
 
 async def sparklines(

@@ -12,11 +12,12 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from core import ids, stats
+from core import erasure, ids, stats
 from core.deliveries import Claimed, Finish, Verdict
 from core.failures import ErrorKind
 from core.states import DeadReason, DiscardReason, PendingReason, State
-from core.stats import WHOLE, Figures, Tally, counts, retention, totals
+from core.stats import INSTALLATION, WHOLE, Figures, Keeper, Tally, counts, durations, retention, totals
+from tests.platform import eventually
 from tests.seeds import EXHAUSTED, LATER, SUCCESS, Seeds, seeded, tried
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
@@ -97,6 +98,13 @@ def test_every_figure_comes_from_what_was_counted(database_url: str) -> None:
         assert by_error == {"": 4, "timeout": 1, "status": 3}
 
     seeded(database_url, run)
+
+
+class NoBreakers:
+    """Where nothing is known of any receiver."""
+
+    async def forget(self, *_: UUID) -> None:
+        pass
 
 
 def test_workers_and_flushes_add_up(database_url: str) -> None:
@@ -216,7 +224,153 @@ def test_figures_read_one_range_of_the_primary_key_however_much_there_is(databas
     assert "Rows Removed" not in plan, plan
 
 
+# --- of the whole installation -------------------------------------------------------------------------------------
+
+
+def test_the_installation_is_the_sum_of_all_and_keeps_what_an_erased_organization_added(database_url: str) -> None:
+    async def run(seeds: Seeds) -> None:
+        other = await organization(seeds)
+        one = finish(seeds, EXHAUSTED)
+        await kept(
+            seeds,
+            [
+                *[finish(seeds, ms=ms) for ms in (40, 90)],
+                one,
+                replace(one, claimed=replace(one.claimed, organization_id=other, subscription_id=uuid4())),
+            ],
+        )
+        tally = Tally()
+        tally.accept({seeds.organization_id: 3, other: 4})
+        tally.accept({other: 1})
+        await tally.flush(seeds.driver)
+        everything = await stats.figures(seeds.driver, INSTALLATION, None, LONG_AGO)
+        assert (everything.attempts, everything.delivered, everything.dead, everything.accepted) == (4, 2, 2, 8)
+        assert (await stats.figures(seeds.driver, other, None, LONG_AGO)).accepted == 5
+        assert (await read(seeds, seeds.subscription_id)).accepted == 0
+
+        await seeds.driver.execute("UPDATE organizations SET deleted_at = now() WHERE id = $1", other)
+        await kept(seeds, [replace(one, claimed=replace(one.claimed, organization_id=other))])
+        assert (await stats.figures(seeds.driver, other, None, LONG_AGO)).attempts == 1, "nothing comes for it any more"
+        erased = await erasure.advance(seeds.database, NoBreakers(), late_s=0.0, work_s=20.0)
+        assert erased == other
+        assert await seeds.driver.fetchval("SELECT count(*) FROM organizations") == 1
+        gone = await stats.figures(seeds.driver, other, None, LONG_AGO)
+        assert (gone.attempts, gone.accepted) == (0, 0)
+        after = await stats.figures(seeds.driver, INSTALLATION, None, LONG_AGO)
+        assert (after.attempts, after.accepted) == (5, 8)
+        assert (await read(seeds, None)).attempts == 3
+
+    seeded(database_url, run)
+
+
+async def organization(seeds: Seeds) -> UUID:
+    organization_id = ids.new_id()
+    await seeds.driver.execute("INSERT INTO organizations (id, name) VALUES ($1, 'Other')", organization_id)
+    return organization_id
+
+
+def test_histograms_of_several_flushes_add_up(database_url: str) -> None:
+    async def run(seeds: Seeds) -> None:
+        await kept(seeds, [finish(seeds, ms=ms) for ms in (1, 60, 60)])
+        await kept(seeds, [finish(seeds, EXHAUSTED, ms=20_000)])
+        await kept(seeds, [finish(seeds, ms=ms) for ms in (4, 9_000, 29_000)])
+        for whom in (seeds.subscription_id, None):
+            found = await read(seeds, whom)
+            assert (sum(found.durations), found.durations[0], found.durations[5]) == (6, 2, 2)
+            assert found.taken_ms(0.5) == 62, "half way through those of 50 to 75 ms"
+            assert found.taken_ms(0.95) == 24_000
+        stored = {row["error_kind"]: row["durations"] for row in await rows(seeds)}
+        assert stored["status"] is None, "only successes count"
+        assert len(stored[""]) == durations.BUCKETS - 1, "zeros at its end are not stored"
+
+    seeded(database_url, run)
+
+
+def test_what_was_accepted_is_kept_when_the_database_was_away(database_url: str) -> None:
+    async def run(seeds: Seeds) -> None:
+        class Away:
+            async def execute(self, *_: Any) -> None:
+                raise asyncpg.ConnectionDoesNotExistError
+
+        tally = Tally()
+        tally.accept({seeds.organization_id: 2})
+        with pytest.raises(asyncpg.ConnectionDoesNotExistError):
+            await tally.flush(Away())
+        tally.accept({seeds.organization_id: 1})
+        await tally.flush(seeds.driver)
+        await tally.flush(seeds.driver)
+        assert (await read(seeds, None)).accepted == 3
+
+    seeded(database_url, run)
+
+
+def test_a_keeper_flushes_by_itself_and_once_more_when_it_is_closed(database_url: str) -> None:
+    async def run(seeds: Seeds) -> None:
+        tally = Tally()
+        keeper = Keeper(seeds.database, tally, every_s=0.05)
+        keeper.start()
+        tally.accept({seeds.organization_id: 1})
+
+        async def kept_one() -> bool:
+            return (await read(seeds, None)).accepted == 1
+
+        await eventually(kept_one, what="a flush")
+        await keeper.close()
+        late = Keeper(seeds.database, tally, every_s=3600)
+        late.start()
+        tally.accept({seeds.organization_id: 1})
+        await late.close()
+        assert (await read(seeds, None)).accepted == 2
+
+    seeded(database_url, run)
+
+
 # --- series --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("span", [stats.LAST_HOUR, stats.LAST_DAY, stats.LAST_WEEK])
+def test_a_span_begins_at_a_step_and_ends_now(span: stats.Span) -> None:
+    for now in (datetime(2026, 1, 28, 10, 17, 31, tzinfo=UTC), datetime(2026, 1, 28, tzinfo=UTC)):
+        since = span.since(now)
+        last = since + (span.points - 1) * span.step
+        assert last <= now < last + span.step
+        assert (since.minute % max(1, span.step // timedelta(minutes=1)), since.second) == (0, 0)
+
+
+def test_a_history_has_a_point_a_step_and_the_figures_of_all(database_url: str) -> None:
+    async def run(seeds: Seeds) -> None:
+        now = await seeds.driver.fetchval("SELECT now()")
+        await kept(seeds, [finish(seeds, ms=200), finish(seeds, LATER, kind=ErrorKind.DNS)])
+        tally = Tally()
+        tally.accept({seeds.organization_id: 5})
+        await tally.flush(seeds.driver)
+        hour_ago = (now - timedelta(hours=1)).replace(second=0, microsecond=0)
+        await seeds.driver.execute("UPDATE delivery_stats SET minute = $1", hour_ago)
+        await kept(
+            seeds,
+            [finish(seeds, ms=20), finish(seeds, LATER, 1), finish(seeds, EXHAUSTED, 2), untried(seeds, UNTRIED)],
+        )
+        for whose in (seeds.organization_id, INSTALLATION):
+            found = await stats.history(seeds.driver, whose, stats.LAST_DAY, now)
+            assert len(found.points) == 96
+            assert found.points[-1].at <= now < found.points[-1].at + timedelta(minutes=15)
+            happened = [one for one in found.points if one.delivered or one.failed]
+            first, second = happened
+            assert (first.delivered, first.failed, first.dead, first.accepted) == (1, 1, 0, 5)
+            assert first.at <= hour_ago < first.at + timedelta(minutes=15)
+            assert (second.delivered, second.failed, second.dead, second.accepted) == (1, 2, 2, 0)
+            assert [(one.error_kind, one.attempts, one.dead) for one in found.errors] == [
+                ("status", 2, 1),
+                ("dns", 1, 0),
+            ]
+            assert found.errors[1].last_at == hour_ago
+            assert found.figures == await stats.figures(seeds.driver, whose, None, found.points[0].at)
+        of_one = await stats.history(seeds.driver, seeds.organization_id, stats.LAST_HOUR, now, seeds.subscription_id)
+        assert (of_one.figures.attempts, of_one.figures.accepted) == (3, 0)
+        none = await stats.history(seeds.driver, uuid4(), stats.LAST_WEEK, now)
+        assert (len(none.points), none.figures.attempts, none.errors) == (168, 0, [])
+
+    seeded(database_url, run)
 
 
 def test_sparklines_of_many_come_with_one_statement_a_point_an_hour(database_url: str) -> None:
