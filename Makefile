@@ -10,7 +10,7 @@ quoted = '$(subst ','\'',$(1))'
 OPTIONS = $(if $(PORT), --port $(call quoted,$(PORT)))$(if $(DATA_DIR), --data-dir $(call quoted,$(DATA_DIR)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test lint fuzz audit bench soak constraints clean
+.PHONY: help setup demo run test lint fuzz audit bench soak constraints vendor clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -50,6 +50,9 @@ soak: setup ## an hour of mixed faults under load, and an exact ledger; see docs
 
 constraints: ## renew constraints.txt with the newest versions that pyproject.toml allows
 	@.ci/constraints
+
+vendor: setup ## take the browser's libraries anew from npm, in the versions that .ci/vendor names
+	@.ci/vendor
 
 clean: ## remove .venv and caches; data in var/ stays
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

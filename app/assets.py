@@ -31,7 +31,7 @@ def url(path: str) -> str:
 @lru_cache
 def library_url(name: str) -> str:
     """Of a library by the name of its package. Raises KeyError."""
-    return f"/static/{VENDOR}/{_libraries()[name]}"
+    return f"/static/{_libraries()[name]}"
 
 
 @lru_cache
@@ -41,7 +41,7 @@ def _version(path: str) -> str:
 
 @lru_cache
 def _libraries() -> dict[str, str]:
-    return {one["name"]: one["file"] for one in json.loads(LOCK.read_bytes())}
+    return {one["name"]: f"{VENDOR}/{one['file']}" for one in json.loads(LOCK.read_bytes())}
 
 
 class Assets(StaticFiles):

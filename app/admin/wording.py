@@ -45,7 +45,7 @@ def duration(ms: float | None) -> str:
         return "–"
     if ms < 999.5:
         return f"{ms:.0f} ms"
-    if ms < 59_950:
+    if ms < MINUTE:
         return f"{ms / SECOND:.1f}".removesuffix(".0") + " s"
     if ms < HOUR:
         return _two(ms, MINUTE, "min", SECOND, "s")
