@@ -25,7 +25,6 @@ OrganizationId = Annotated[str, WithJsonSchema(fields.id_of(ids.ORGANIZATION))]
 ReplayId = Annotated[str, WithJsonSchema(fields.id_of(ids.REPLAY))]
 KeyId = Annotated[str, WithJsonSchema(fields.id_of(ids.API_KEY))]
 SecretId = Annotated[str, WithJsonSchema(fields.id_of(ids.SECRET))]
-BreakerChangeId = Annotated[str, WithJsonSchema(fields.id_of(ids.BREAKER_CHANGE))]
 AuditEntryId = Annotated[str, WithJsonSchema(fields.id_of(ids.AUDIT_ENTRY))]
 Object = dict[str, Any]
 NOT_ALWAYS: Any = None  # a field with this default is absent at times
@@ -243,7 +242,6 @@ class CircuitBreaker(Answer):
 
 
 class CircuitBreakerChange(Answer):
-    id: BreakerChangeId
     state: BreakerState
     failure_count: int
     at: Time
