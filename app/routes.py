@@ -124,7 +124,11 @@ API: dict[str, dict[str, Action]] = {
         "POST": Action(replays.create, DELIVERIES_REPLAY, audited="replay.created"),
         "GET": Action(replays.index, DELIVERIES_READ, lists=True),
     },
-    "/v1/replays/{id}": {"GET": Action(replays.show, DELIVERIES_READ)},
+    "/v1/replays/{id}": {
+        "GET": Action(replays.show, DELIVERIES_READ),
+        "PATCH": Action(replays.update, DELIVERIES_REPLAY, audited="replay.updated"),
+    },
+    "/v1/replays/{id}/items": {"GET": Action(replays.items, DELIVERIES_READ, lists=True)},
     "/v1/replays/{id}/pause": {"POST": Action(replays.pause, DELIVERIES_REPLAY, audited="replay.paused")},
     "/v1/replays/{id}/resume": {"POST": Action(replays.resume, DELIVERIES_REPLAY, audited="replay.resumed")},
     "/v1/replays/{id}/cancel": {"POST": Action(replays.cancel, DELIVERIES_REPLAY, audited="replay.cancelled")},

@@ -25,7 +25,8 @@ from core.models import (
     SubscriptionSecret,
 )
 from core.models_access import AuditEntry
-from core.replays import Group
+from core.replay_items import Item
+from core.replay_preview import Group, Prepared
 from core.retry import RetryPolicy
 from core.states import State
 from core.stats import Figures
@@ -309,6 +310,7 @@ def replay(row: Replay, groups: Sequence[Group] | None = None) -> dict[str, Any]
         "id": shown,
         "replay_id": shown,
         "organization_id": ids.show(ids.ORGANIZATION, row.organization_id),
+        "action": row.action,
         "status": row.status,
         "filters": row.filters,
         "rate_per_second": row.rate_per_second,
@@ -323,6 +325,77 @@ def replay(row: Replay, groups: Sequence[Group] | None = None) -> dict[str, Any]
         "finished_at": _time(row.finished_at),
     }
     return item if groups is None else item | counts(groups)
+
+
+def prepared_replay(prepared: Prepared) -> dict[str, Any]:
+    """A dry run. What only a look at each delivery tells is null where they are too many for that."""
+    preview, details = prepared.preview, prepared.preview.details
+    return {
+        "dry_run": True,
+        "action": preview.action,
+        "filters": prepared.filters,
+        "rate_per_second": prepared.rate_per_second,
+        "total": preview.total,
+        "estimated_duration_s": prepared.duration_s,
+        **counts(preview.groups),
+        "groups": [
+            {
+                "subscription_id": ids.show(ids.SUBSCRIPTION, one.subscription_id),
+                "error": one.error_kind,
+                "count": one.count,
+            }
+            for one in preview.groups
+        ],
+        "by_status": details and [{"status": state, "count": count} for state, count in details.by_state.items()],
+        "skipped": details and details.skipped,
+        "skips": details
+        and [
+            {
+                "subscription_id": ids.show(ids.SUBSCRIPTION, one.subscription_id),
+                "error": one.error_kind,
+                "reason": one.reason,
+                "count": one.count,
+            }
+            for one in details.skips
+        ],
+        "held": details
+        and [
+            {
+                "subscription_id": ids.show(ids.SUBSCRIPTION, target.subscription_id),
+                "reason": reason,
+                "count": target.count,
+            }
+            for target, reason in prepared.held
+        ],
+        "overlaps": details
+        and [
+            {
+                "replay_id": ids.show(ids.REPLAY, one.replay_id),
+                "action": one.action,
+                "status": one.status,
+                "count": one.count,
+            }
+            for one in details.overlaps
+        ],
+    }
+
+
+def replay_item(item: Item) -> dict[str, Any]:
+    """What came of one delivery, and where that stands now; of one that retention dropped, its id and outcome."""
+    shown, row = ids.show(ids.DELIVERY, item.id), item.delivery
+    return {
+        "id": shown,
+        "delivery_id": shown,
+        "replay_id": ids.show(ids.REPLAY, item.replay_id),
+        "outcome": item.outcome,
+        "event_id": row and ids.show(ids.EVENT, row.event_id),
+        "event_type": row and row.event_type,
+        "subscription_id": row and ids.show(ids.SUBSCRIPTION, row.subscription_id),
+        "status": row and row.state,
+        "status_code": row and row.status_code,
+        "error": row and row.error_kind,
+        "error_message": row and row.error_message,
+    }
 
 
 def counts(groups: Sequence[Group]) -> dict[str, Any]:

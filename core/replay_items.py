@@ -3,16 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from core.models import ItemOutcome
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from core import lists
+from core.lists import Page, Paging
+from core.models import Delivery, ItemOutcome, ReplayItem
 
 
 class ItemResult(NamedTuple):
     replay_id: UUID
     delivery_id: UUID
     outcome: ItemOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One delivery of a replay, under its delivery's id. `delivery`: None where retention has dropped it since."""
+
+    id: UUID
+    replay_id: UUID
+    outcome: ItemOutcome
+    delivery: Delivery | None
+
+
+async def page(session: AsyncSession, replay_id: UUID, outcome: ItemOutcome | None, paging: Paging) -> Page:
+    """`Item`s of a replay, in the order of their deliveries. The items of one replay are few enough to look at each."""
+    key = col(ReplayItem.delivery_id)
+    query = select(ReplayItem).where(ReplayItem.replay_id == replay_id)
+    if outcome is not None:
+        query = query.where(ReplayItem.outcome == outcome)
+    if paging.after is not None:
+        query = query.where(key < paging.after if paging.descending else key > paging.after)
+    found = await lists.take(session, paging, query.order_by(paging.order(key)), None)
+    rows = found.rows
+    known: dict[UUID, Delivery] = {}
+    if rows:
+        delivery_ids = [row.delivery_id for row in rows]
+        within = col(Delivery.id).between(min(delivery_ids), max(delivery_ids))  # spares other days' partitions
+        deliveries = await session.exec(select(Delivery).where(col(Delivery.id).in_(delivery_ids), within))
+        known = {one.id: one for one in deliveries.all()}
+    items = [Item(row.delivery_id, replay_id, ItemOutcome(row.outcome), known.get(row.delivery_id)) for row in rows]
+    return replace(found, rows=items)
 
 
 async def record(driver: Any, results: Sequence[ItemResult]) -> None:

@@ -1,4 +1,5 @@
-"""Replays: durable bulk jobs that send chosen deliveries again, at a rate, and can be paused and cancelled.
+"""Replays: durable bulk jobs that send chosen deliveries again, or discard them, at a rate; they can be paused and
+cancelled.
 
 The selection is frozen when the replay is created: one row per delivery in `replay_items`. Workers advance every
 running replay once a second (`tick`), each step one transaction, so a restart goes on where the last step ended.
@@ -6,16 +7,13 @@ running replay once a second (`tick`), each step one transaction, so a restart g
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-import asyncpg
 import structlog
 from sqlalchemy import Uuid, bindparam, func, insert
-from sqlalchemy.exc import DBAPIError
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -23,17 +21,31 @@ from core import deliveries, ids, selection
 from core.database import Database, driver_of, spares_others
 from core.errors import Conflict, NotFound, ValidationFailed
 from core.hints import Hint
-from core.models import Delivery, Replay, ReplayItem, ReplayStatus
+from core.models import Delivery, Replay, ReplayAction, ReplayItem, ReplayStatus
+from core.replay_preview import COUNT_TIMEOUT_MS, MAX_SELECTION, UNFINISHED, Group, in_time, preview
+
+__all__ = [
+    "COUNT_TIMEOUT_MS",
+    "MAX_SELECTION",
+    "Group",
+    "create",
+    "freeze",
+    "get",
+    "operate",
+    "preview",
+    "replay_one",
+    "set_rate",
+    "tick",
+]
 
 log = structlog.get_logger(__name__)
 
-MAX_SELECTION = 100_000  # what is surely frozen within the time of one call, on a busy machine too
-# A selection is counted exactly or not at all. Dead letters are counted in an index; what was delivered is many rows.
-COUNT_TIMEOUT_MS = 5_000
 DEFAULT_RATE, MAX_RATE = 50, 10_000
 # A worker that was away does not make up for it with a flood: a step sends at most what this time allows, or two
 # intervals of ticks where those are longer.
 MAX_STEP_S = 2.0
+
+FORM_LIVES, CLOCKS_DIFFER = timedelta(days=1), timedelta(minutes=5)
 
 # operation → (statuses that allow it, status afterwards)
 OPERATIONS: Mapping[str, tuple[frozenset[ReplayStatus], ReplayStatus]] = {
@@ -46,47 +58,14 @@ OPERATIONS: Mapping[str, tuple[frozenset[ReplayStatus], ReplayStatus]] = {
 }
 
 
-class Group:
-    """How many of a selection share a subscription and an error."""
-
-    def __init__(self, subscription_id: UUID, error_kind: str | None, count: int) -> None:
-        self.subscription_id, self.error_kind, self.count = subscription_id, error_kind, count
-
-
 def freeze(filters: Mapping[str, Any]) -> dict[str, Any]:
     """`filters` with their defaults spelled out: dead letters, up to now. Posted again, they choose no newer ones."""
     now = datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
     return {"status": "dead", "created_before": now, **filters}
 
 
-async def preview(session: AsyncSession, organization_id: UUID, filters: Mapping[str, Any]) -> list[Group]:
-    """Exact counts of what `filters` choose now. Raises `ValidationFailed` on a wrong filter, or where counting takes
-    longer than `COUNT_TIMEOUT_MS`."""
-    query = (
-        select(col(Delivery.subscription_id), col(Delivery.error_kind), func.count())
-        .where(*selection.conditions(organization_id, filters))
-        .group_by(col(Delivery.subscription_id), col(Delivery.error_kind))
-        .order_by(func.count().desc())
-    )
-    async with _in_time(session):
-        return [Group(*row) for row in (await session.exec(query)).all()]
-
-
-@asynccontextmanager
-async def _in_time(session: AsyncSession) -> AsyncIterator[None]:
-    await selection.plan_by_value(session)
-    connection = await session.connection()
-    await connection.exec_driver_sql(f"SET LOCAL statement_timeout = {COUNT_TIMEOUT_MS}")
-    try:
-        yield
-    except DBAPIError as error:
-        if error.orig is not None and isinstance(error.orig.__cause__, asyncpg.QueryCanceledError):
-            raise ValidationFailed.of(
-                "filters",
-                f"They choose among more deliveries than can be looked at in {COUNT_TIMEOUT_MS / 1000:g} s; narrow them"
-                " by created_after and created_before, or by subscription_id",
-            ) from None
-        raise
+class CountChanged(Conflict):
+    """Another number of deliveries is chosen by now than was confirmed"""
 
 
 async def create(
@@ -96,14 +75,19 @@ async def create(
     *,
     rate_per_second: int,
     created_by: str,
+    action: ReplayAction = ReplayAction.REPLAY,
+    replay_id: UUID | None = None,
+    expected: int | None = None,
 ) -> tuple[Replay, list[Group]]:
-    """Freezes the selection and queues the job. Raises `ValidationFailed` on a wrong filter, too large a choice, or
-    where choosing takes longer than `COUNT_TIMEOUT_MS`."""
-    if not 1 <= rate_per_second <= MAX_RATE:
-        raise ValidationFailed.of("rate_per_second", f"Must be from 1 to {MAX_RATE}")
+    """Freezes the selection and queues the job. `replay_id`: what it is to be called, if that was decided before.
+
+    Raises `ValidationFailed` on a wrong filter, too large a choice, or where choosing takes longer than
+    `COUNT_TIMEOUT_MS`; `CountChanged` when there are not as many as `expected`.
+    """
+    check_rate(rate_per_second)
     conditions = selection.conditions(organization_id, filters)
-    replay_id = ids.new_id()
-    async with _in_time(session):
+    replay_id = replay_id or ids.new_id()
+    async with in_time(session):
         groups = await _freeze_items(session, replay_id, conditions)
     total = sum(group.count for group in groups)
     if total > MAX_SELECTION:
@@ -112,9 +96,15 @@ async def create(
             f"They choose more than {MAX_SELECTION} deliveries; narrow them, by created_before perhaps, and replay in"
             " steps. A dry_run counts any number",
         )
+    if expected not in (None, total):
+        raise CountChanged(
+            f"They were {expected} and are {total} by now; nothing was done",
+            details={"expected": expected, "total": total},
+        )
     replay = Replay(
         id=replay_id,
         organization_id=organization_id,
+        action=action,
         filters=dict(filters),
         rate_per_second=rate_per_second,
         status=ReplayStatus.QUEUED,
@@ -126,6 +116,34 @@ async def create(
     session.add(replay)
     await session.flush()
     return replay, groups
+
+
+async def reserve(session: AsyncSession, organization_id: UUID, replay_id: UUID, *, created_by: str) -> Replay | None:
+    """For a job whose id was decided when its form was shown, so that sending the form twice makes one job. Returns
+    the job if it is there already, and else holds up whoever else asks for it, until the transaction ends.
+
+    Raises `Conflict` when the form is older than `FORM_LIVES`, or somebody else's.
+    """
+    driver = await driver_of(session)
+    await driver.execute(_RESERVE, str(replay_id))
+    replay = (await session.exec(select(Replay).where(Replay.id == replay_id))).one_or_none()
+    if replay is not None:
+        if (replay.organization_id, replay.created_by) != (organization_id, created_by):
+            raise Conflict("This form was sent by somebody else already; nothing was done")
+        return replay
+    age = datetime.now(UTC) - ids.time_of(replay_id)
+    if not -CLOCKS_DIFFER < age < FORM_LIVES:
+        raise Conflict("This preview is a day old, so nothing was done. Look at a new one")
+    return None
+
+
+_RESERVE = "SELECT pg_advisory_xact_lock(hashtextextended('replay form ' || $1, 0))"
+
+
+def check_rate(rate_per_second: int) -> None:
+    """Raises `ValidationFailed`."""
+    if not 1 <= rate_per_second <= MAX_RATE:
+        raise ValidationFailed.of("rate_per_second", f"Must be from 1 to {MAX_RATE}")
 
 
 async def _freeze_items(
@@ -215,6 +233,20 @@ async def operate(session: AsyncSession, organization_id: UUID, replay_id: UUID,
     return replay
 
 
+async def set_rate(session: AsyncSession, organization_id: UUID, replay_id: UUID, rate_per_second: int) -> Replay:
+    """What is left goes at this rate. Raises `ValidationFailed`, `NotFound`, or `Conflict` when nothing is left."""
+    check_rate(rate_per_second)
+    replay = await get(session, organization_id, replay_id, lock=True)
+    if replay.status not in UNFINISHED:
+        raise Conflict(
+            f"A replay that is {replay.status} has no rate to change; it must be: {', '.join(sorted(UNFINISHED))}",
+            details={"status": replay.status, "allowed": sorted(UNFINISHED)},
+        )
+    replay.rate_per_second = rate_per_second
+    session.add(replay)
+    return replay
+
+
 # --- advancing -----------------------------------------------------------------------------------------------------
 
 
@@ -259,13 +291,24 @@ async def _step(driver: Any, replay_id: UUID, max_s: float) -> list[Hint]:
     if allowed < 1:
         return []  # too soon: the time keeps counting from the last step
     chosen = [row["delivery_id"] for row in await driver.fetch(_WAITING, replay_id, allowed)]
-    moved = await deliveries.replay(driver, chosen, replay_id) if chosen else []
+    moved = await _act(driver, replay_id, replay["action"], chosen) if chosen else []
     is_open = await driver.fetchval(_OPEN, replay_id)
     if chosen or not is_open:
         left_s = elapsed_s - allowed / rate  # a fraction of a delivery's time, saved for the next step
         if await driver.fetchval(_PACE if is_open else _COMPLETE, replay_id, left_s) is None:
             raise _Steered
     return moved
+
+
+async def _act(driver: Any, replay_id: UUID, action: str, chosen: Sequence[UUID]) -> list[Hint]:
+    """Returns those that are now due."""
+    match action:
+        case ReplayAction.REPLAY:
+            return await deliveries.replay(driver, chosen, replay_id)
+        case ReplayAction.DISCARD:
+            await deliveries.discard_many(driver, chosen, replay_id)
+            return []
+    raise ValueError(f"a replay of an unknown action: {action}")  # of a later release, which is being rolled out
 
 
 # Those that have something waiting, or nothing open any more. The others wait for the outcomes of what they sent.
@@ -276,7 +319,7 @@ ORDER BY id
 """
 _TRY_LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended('replay ' || $1, 0))"
 _PACING = """
-SELECT rate_per_second,
+SELECT action, rate_per_second,
     extract(epoch FROM now() - coalesce(paced_at, now() - interval '1 second'))::float8 AS elapsed_s
 FROM replays WHERE id = $1 AND status IN ('queued', 'running')
 """

@@ -9,17 +9,18 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Boolean, ColumnElement, literal_column
-from sqlmodel import col
+from sqlalchemy import Boolean, ColumnElement, literal_column, or_
+from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from core import ids
 from core.errors import ValidationFailed
 from core.failures import ErrorKind
-from core.models import OFF_PATH, Delivery, Event
+from core.models import OFF_PATH, Delivery, Event, ItemOutcome, ReplayItem
 from core.states import DeadReason, DiscardReason, PendingReason, State
 
 MAX_IDS = 1_000
+NO_ERROR = "none"  # among errors: there is none
 REASONS = tuple(str(one) for kind in (PendingReason, DeadReason, DiscardReason) for one in kind)
 
 Condition = ColumnElement[bool]
@@ -48,8 +49,9 @@ class Choice:
 def conditions(organization_id: UUID, filters: Mapping[str, Any]) -> list[Condition]:
     """The SQL conditions for `filters`, which may name:
 
-    `status`, `error` (comma-separated or a list), `reason`, `status_code`, `subscription_id`, `event_id`,
-    `event_type`, `replay_id`, `ids` (a list of delivery ids), `created_after` and `created_before` (ISO 8601).
+    `status`, `error` (comma-separated or a list; `none` is that there is none), `reason`, `status_code`,
+    `subscription_id`, `event_id`, `event_type`, `replay_id` (the last one that sent it) or with `outcome` (what came of
+    it in that one), `ids` (a list of delivery ids), `created_after` and `created_before` (ISO 8601).
 
     Raises `ValidationFailed` that names an unknown filter or a wrong value.
     """
@@ -109,8 +111,14 @@ def _build(filters: Mapping[str, Any]) -> dict[str, Condition]:
         except (ValueError, ValidationFailed) as error:
             said = error.message if isinstance(error, ValidationFailed) else str(error)
             faults[f"filters.{name}"] = [said]
+    if "outcome" in filters and "replay_id" not in filters:
+        faults["filters.outcome"] = ["Belongs to replay_id: what came of it in that replay"]
     if faults:
         raise ValidationFailed(details=faults)
+    if "outcome" in found:
+        of_replay = col(ReplayItem.replay_id) == _id(ids.REPLAY, filters["replay_id"])
+        items = select(col(ReplayItem.delivery_id)).where(of_replay, found.pop("outcome"))
+        found["replay_id"] = col(Delivery.id).in_(items)
     return found
 
 
@@ -173,6 +181,19 @@ def _of_event(value: Any) -> Condition:
     return (col(Delivery.id).between(low, high)) & (col(Delivery.event_id) == event_id)
 
 
+def _status(value: Any) -> Condition:
+    chosen = _among(value, tuple(State))
+    if len(chosen) == 1:  # as a literal: see above
+        return literal_column(f"(deliveries.state = '{chosen[0]}')", Boolean)
+    return col(Delivery.state).in_(chosen)
+
+
+def _error(value: Any) -> Condition:
+    kinds = _among(value, (*ErrorKind, NO_ERROR))
+    of_kind = col(Delivery.error_kind).in_([kind for kind in kinds if kind != NO_ERROR])
+    return or_(of_kind, col(Delivery.error_kind).is_(None)) if NO_ERROR in kinds else of_kind
+
+
 def _status_code(value: Any) -> Condition:
     text = str(value)
     if not (text.isascii() and text.isdigit() and len(text) == 3):
@@ -192,14 +213,15 @@ _SPAN: Mapping[str, Callable[[Any, Any], Condition]] = {
     "created_before": lambda key, value: key < ids.lowest_at(moment(value)),
 }
 _FILTERS: Mapping[str, Callable[[Any], Condition]] = {
-    "status": lambda value: col(Delivery.state).in_(_among(value, tuple(State))),
-    "error": lambda value: col(Delivery.error_kind).in_(_among(value, tuple(ErrorKind))),
+    "status": _status,
+    "error": _error,
     "reason": lambda value: col(Delivery.reason).in_(_among(value, REASONS)),
     "status_code": _status_code,
     "subscription_id": lambda value: col(Delivery.subscription_id) == _id(ids.SUBSCRIPTION, value),
     "event_id": _of_event,
     "event_type": lambda value: col(Delivery.event_type) == _text(value),
     "replay_id": lambda value: col(Delivery.replay_id) == _id(ids.REPLAY, value),
+    "outcome": lambda value: col(ReplayItem.outcome).in_(_among(value, tuple(ItemOutcome))),
     "ids": _ids,
     **{name: partial(compare, col(Delivery.id)) for name, compare in _SPAN.items()},
 }
@@ -208,6 +230,6 @@ _FILTERS: Mapping[str, Callable[[Any], Condition]] = {
 _LEAVES_THE_PATH: Mapping[str, Callable[[Any], bool]] = {
     "status": lambda value: {State.DEAD, State.DISCARDED}.issuperset(words(value)),
     "reason": lambda value: PendingReason.NEW not in words(value),
-    "error": lambda _: True,
+    "error": lambda value: NO_ERROR not in words(value),
     "status_code": lambda value: not 200 <= int(value) < 300,
 }

@@ -12,7 +12,8 @@ from core import ids
 from core.breaker import BreakerState
 from core.failures import ErrorKind
 from core.health import Health
-from core.models import RateTier, ReplayStatus, SubscriptionStatus
+from core.models import ItemOutcome, RateTier, ReplayAction, ReplayStatus, SubscriptionStatus
+from core.replay_preview import SkipReason
 from core.states import State
 from core.subscription_checks import Outcome
 
@@ -287,20 +288,56 @@ class ByError(Answer):
     count: int
 
 
+class ByBoth(Answer):
+    subscription_id: SubscriptionId
+    error: ErrorKind | None
+    count: int
+
+
+class ByStatus(Answer):
+    status: State
+    count: int
+
+
+class Skips(ByBoth):
+    reason: SkipReason
+
+
+class Held(Answer):
+    subscription_id: SubscriptionId
+    reason: Literal["paused", "breaker_open"]
+    count: int
+
+
+class Overlap(Answer):
+    replay_id: ReplayId
+    action: ReplayAction
+    status: ReplayStatus
+    count: int
+
+
 class ReplayPreview(Answer):
     dry_run: Literal[True]
+    action: ReplayAction
     filters: Object
     rate_per_second: int
     total: int
     estimated_duration_s: int
     by_subscription: list[BySubscription]
     by_error: list[ByError]
+    groups: list[ByBoth]
+    by_status: list[ByStatus] | None
+    skipped: int | None
+    skips: list[Skips] | None
+    held: list[Held] | None
+    overlaps: list[Overlap] | None
 
 
 class Replay(Answer):
     id: ReplayId
     replay_id: ReplayId
     organization_id: OrganizationId
+    action: ReplayAction
     status: ReplayStatus
     filters: Object
     rate_per_second: int
@@ -313,6 +350,20 @@ class Replay(Answer):
     created_at: Time
     started_at: Time | None
     finished_at: Time | None
+
+
+class ReplayItem(Answer):
+    id: DeliveryId
+    delivery_id: DeliveryId
+    replay_id: ReplayId
+    outcome: ItemOutcome
+    event_id: EventId | None
+    event_type: str | None
+    subscription_id: SubscriptionId | None
+    status: State | None
+    status_code: int | None
+    error: ErrorKind | None
+    error_message: str | None
 
 
 class ReplayCreated(Replay):

@@ -12,9 +12,9 @@ from core import api_keys, breaker, egress, ids, limits, organizations, patterns
 from core import filters as conditions
 from core import subscriptions as rules
 from core.failures import ErrorKind
-from core.models import RateTier
+from core.models import ItemOutcome, RateTier
 from core.numbers import Bounds
-from core.selection import MAX_IDS, REASONS
+from core.selection import MAX_IDS, NO_ERROR, REASONS
 from core.states import State
 
 Schema = dict[str, Any]
@@ -123,13 +123,14 @@ SCOPES: Schema = {
 # Of deliveries, as their list takes them in the query and a replay in its body.
 SELECTION: Mapping[str, Schema] = {
     "status": _words([str(one) for one in State]),
-    "error": _words([str(one) for one in ErrorKind]),
+    "error": _words([*map(str, ErrorKind), NO_ERROR]),
     "reason": _words(REASONS),
     "status_code": {"anyOf": [whole(100, 999), {"type": "string", "pattern": "^[0-9]{3}$"}]},
     "subscription_id": id_of(ids.SUBSCRIPTION),
     "event_id": id_of(ids.EVENT),
     "event_type": {"type": "string", "maxLength": 256},
     "replay_id": id_of(ids.REPLAY),
+    "outcome": _words([str(one) for one in ItemOutcome]) | {"description": "Of the replay in replay_id"},
     "ids": {
         "anyOf": [{"type": "string"}, {"type": "array", "items": id_of(ids.DELIVERY)}],
         "description": f"1 to {MAX_IDS} ids of deliveries",

@@ -177,6 +177,13 @@ class ReplayIn(Input):
     filters: fields.Selection = Field(default_factory=dict)
     rate_per_second: fields.Rate = 50
     dry_run: bool = False
+    action: Literal["replay", "discard"] = "replay"
+
+
+class ReplayPatch(Input):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"rate_per_second": 200}]})
+
+    rate_per_second: fields.Rate
 
 
 class OrganizationIn(Input):

@@ -13,8 +13,8 @@ from app.api.answers import Answer
 from app.api.fields import Schema
 from app.api.inputs import Input
 from core.failures import ErrorKind
-from core.models import ReplayStatus, SubscriptionStatus
-from core.selection import REASONS
+from core.models import ItemOutcome, ReplayStatus, SubscriptionStatus
+from core.selection import NO_ERROR, REASONS
 from core.states import State
 
 
@@ -50,7 +50,8 @@ _OF_EVENTS = {
 _OF_DELIVERIES: Mapping[str, Schema] = {
     **fields.SELECTION,
     "status": fields.commas([str(one) for one in State]),
-    "error": fields.commas([str(one) for one in ErrorKind]),
+    "error": fields.commas([*map(str, ErrorKind), NO_ERROR]),
+    "outcome": fields.commas([str(one) for one in ItemOutcome]),
     "reason": fields.commas(REASONS),
     "status_code": _TEXT | {"pattern": "^[0-9]{3}$"},
     "ids": _TEXT | {"description": fields.SELECTION["ids"]["description"]},
@@ -61,6 +62,7 @@ _OF_AUDIT_LOG: Mapping[str, Schema] = {
     **dict.fromkeys(("created_after", "created_before"), fields.TIME),
 }
 _OF_REPLAYS: Mapping[str, Schema] = {"status": _TEXT | {"enum": [str(one) for one in ReplayStatus]}}
+_OF_ITEMS: Mapping[str, Schema] = {"outcome": _TEXT | {"enum": [str(one) for one in ItemOutcome]}}
 
 
 def _deliveries(summary: str, *chosen: str) -> Operation:
@@ -183,11 +185,20 @@ OPERATIONS: Mapping[str, Mapping[str, Operation]] = {
     },
     "/v1/replays": {
         "POST": Operation(
-            "previews or starts a replay", (answers.ReplayPreview, answers.ReplayCreated), inputs.ReplayIn, 202
+            "previews or starts a replay or a bulk discard",
+            (answers.ReplayPreview, answers.ReplayCreated),
+            inputs.ReplayIn,
+            202,
         ),
         "GET": Operation("lists replays", answers.Replay, filters=_OF_REPLAYS),
     },
-    "/v1/replays/{id}": {"GET": Operation("shows how far one is", answers.Replay)},
+    "/v1/replays/{id}": {
+        "GET": Operation("shows how far one is", answers.Replay),
+        "PATCH": Operation("changes the rate of what is left", answers.Replay, inputs.ReplayPatch),
+    },
+    "/v1/replays/{id}/items": {
+        "GET": Operation("lists what came of each delivery", answers.ReplayItem, filters=_OF_ITEMS)
+    },
     "/v1/replays/{id}/pause": {"POST": _operation_on_replay("pauses a queued or running one")},
     "/v1/replays/{id}/resume": {"POST": _operation_on_replay("goes on with a paused one")},
     "/v1/replays/{id}/cancel": {"POST": _operation_on_replay("ends it; what was sent stays sent")},

@@ -1,47 +1,33 @@
-"""Replays: preview a selection, send it again as a durable job, and steer that job."""
+"""Replays: preview a selection, send it again or discard it as a durable job, and steer that job."""
 
 from __future__ import annotations
 
 from sqlmodel import col
 
 from app import views
+from app.actions import replays as actions
 from app.api import answers, lists
 from app.api.calls import Call, Handler
-from app.api.inputs import Nothing, ReplayIn
+from app.api.inputs import Nothing, ReplayIn, ReplayPatch
 from app.api.replies import Reply
-from core import ids, replays
+from core import ids, replay_items, replays
 from core.errors import ValidationFailed
-from core.models import Replay, ReplayStatus
+from core.models import ItemOutcome, Replay, ReplayAction, ReplayStatus
+
+DOES = {ReplayAction.REPLAY: "be sent again", ReplayAction.DISCARD: "be discarded"}
 
 
 async def create(call: Call) -> Reply:
     given = call.read(ReplayIn)
-    if not 1 <= given.rate_per_second <= replays.MAX_RATE:  # of a dry run too, which else would promise too much
-        raise ValidationFailed.of("rate_per_second", f"Must be from 1 to {replays.MAX_RATE}")
-    filters = replays.freeze(given.filters)
-    async with call.transaction() as session:
-        if given.dry_run:
-            groups = await replays.preview(session, call.organization_id, filters)
-            total = sum(group.count for group in groups)
-            data = {
-                "dry_run": True,
-                "filters": filters,
-                "rate_per_second": given.rate_per_second,
-                "total": total,
-                "estimated_duration_s": -(-total // given.rate_per_second),
-                **views.counts(groups),
-            }
-            return Reply(data, 202, f"Deliveries that would be sent again: {total}")
-        replay, groups = await replays.create(
-            session,
-            call.organization_id,
-            filters,
-            rate_per_second=given.rate_per_second,
-            created_by=call.actor.id,
-        )
-        shown = views.replay(replay)
-        call.audit(session, "replay.created", shown["id"], after=shown)
-    return Reply(views.replay(replay, groups), 202, f"Deliveries that will be sent again: {replay.total}")
+    action = ReplayAction(given.action)
+    asked = (call.organization_id, given.filters, given.rate_per_second, action)
+    if given.dry_run:
+        prepared = await actions.prepare(call, *asked)
+        said = f"Deliveries that would {DOES[action]}: {prepared.preview.total}"
+        return Reply(views.prepared_replay(prepared), 202, said)
+    replay, groups = await actions.create(call, *asked)
+    said = f"Deliveries that will {DOES[action]}: {replay.total}"
+    return Reply(views.replay(replay, groups), 202, said)
 
 
 async def index(call: Call) -> Reply:
@@ -62,22 +48,38 @@ async def show(call: Call) -> Reply:
         return Reply(views.replay(await replays.get(session, call.organization_id, call.path_id(ids.REPLAY))))
 
 
-def operation(name: str, action: str, message: str) -> Handler:
-    """A handler that applies one operation of `core.replays.OPERATIONS`, which the audit log calls `action`."""
+async def items(call: Call) -> Reply:
+    """What came of each delivery."""
+    query = lists.parse(call.request, answers.ReplayItem)
+    outcome = None
+    for name, value in query.filters.items():
+        if name != "outcome" or value not in set(ItemOutcome):
+            known = ", ".join(ItemOutcome)
+            raise ValidationFailed.of(f"filters.{name}", f"There is filters[outcome], with one of: {known}")
+        outcome = ItemOutcome(value)
+    async with call.transaction() as session:
+        replay = await replays.get(session, call.organization_id, call.path_id(ids.REPLAY))
+        page = await replay_items.page(session, replay.id, outcome, query)
+    return lists.answer(query, page, [views.replay_item(item) for item in page.rows])
+
+
+async def update(call: Call) -> Reply:
+    given = call.read(ReplayPatch)
+    replay = await actions.set_rate(call, call.organization_id, call.path_id(ids.REPLAY), given.rate_per_second)
+    return Reply(views.replay(replay), message=f"What is left goes at {replay.rate_per_second} a second")
+
+
+def operation(name: str, message: str) -> Handler:
+    """A handler that applies one operation of `core.replays.OPERATIONS`."""
 
     async def handle(call: Call) -> Reply:
         call.read(Nothing)
-        async with call.transaction() as session:
-            locked = await replays.get(session, call.organization_id, call.path_id(ids.REPLAY), lock=True)
-            before = views.replay(locked)
-            replay = await replays.operate(session, call.organization_id, locked.id, name)
-            after = views.replay(replay)
-            call.audit(session, action, after["id"], before=before, after=after)
-        return Reply(after, message=message.format(sent=replay.sent))
+        replay = await actions.operate(call, call.organization_id, call.path_id(ids.REPLAY), name)
+        return Reply(views.replay(replay), message=message.format(sent=replay.sent))
 
     return handle
 
 
-pause = operation("pause", "replay.paused", "Replay paused")
-resume = operation("resume", "replay.resumed", "Replay resumed")
-cancel = operation("cancel", "replay.cancelled", "Replay cancelled; that does not undo the {sent} that were sent")
+pause = operation("pause", "Replay paused")
+resume = operation("resume", "Replay resumed")
+cancel = operation("cancel", "Replay cancelled; that does not undo the {sent} that were sent")

@@ -31,7 +31,7 @@ from core.deliveries.queues import (
     shares_of,
     sweep,
 )
-from core.deliveries.requests import create_missing, discard, redact, refusal, replay
+from core.deliveries.requests import create_missing, discard, discard_many, redact, refusal, replay
 
 __all__ = [
     "Choice",
@@ -50,6 +50,7 @@ __all__ = [
     "claim_parked",
     "create_missing",
     "discard",
+    "discard_many",
     "discard_pending",
     "finish",
     "hold",

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from core import ids, replay_items
+from core.deliveries.conditions import in_states
 from core.errors import Conflict, NotFound
 from core.hints import Hint
 from core.models import ItemOutcome, Subscription
@@ -128,6 +129,23 @@ async def discard(driver: Any, organization_id: UUID, delivery_id: UUID) -> None
             await replay_items.supersede(driver, [(moved["replay_id"], delivery_id)])
 
 
+async def discard_many(driver: Any, delivery_ids: Sequence[UUID], replay_id: UUID) -> None:
+    """Takes out those of `delivery_ids` whose state allows it; the others are skipped. Records what became of each with
+    the job, and with an earlier replay that waited for an answer. The caller holds a transaction."""
+    rows = await driver.fetch(
+        _DISCARD_MANY, sorted(delivery_ids), min(delivery_ids), max(delivery_ids), str(DiscardReason.REQUESTED)
+    )
+    gone = {row["id"] for row in rows}
+    superseded = await replay_items.unanswered(
+        driver, [(row["replay_id"], row["id"]) for row in rows if row["replay_id"]]
+    )
+    results = [
+        ItemResult(replay_id, one, ItemOutcome.SUCCEEDED if one in gone else ItemOutcome.SKIPPED)
+        for one in delivery_ids
+    ]
+    await replay_items.record(driver, superseded + results)
+
+
 async def refusal(driver: Any, operation: str, organization_id: UUID, delivery_id: UUID) -> NotFound | Conflict:
     """Why `operation` did not apply to this delivery, in words."""
     state = await driver.fetchval(
@@ -147,4 +165,14 @@ _DISCARD = f"""
 UPDATE deliveries SET state = 'discarded', reason = $3, due_at = NULL, updated_at = now()
 WHERE id = $1 AND organization_id = $2 AND state IN ({_DISCARDABLE})
 RETURNING id, replay_id
+"""
+_DISCARD_MANY = f"""
+WITH before AS (
+    SELECT id FROM deliveries
+    WHERE id = ANY($1::uuid[]) AND id BETWEEN $2 AND $3 AND {in_states(*TRANSITIONS["discard"].before)}
+    ORDER BY id FOR UPDATE
+)
+UPDATE deliveries d SET state = 'discarded', reason = $4, due_at = NULL, updated_at = now()
+FROM before WHERE d.id = before.id AND d.id = ANY($1::uuid[]) AND d.id BETWEEN $2 AND $3
+RETURNING d.id, d.replay_id
 """

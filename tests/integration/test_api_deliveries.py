@@ -26,8 +26,8 @@ EVENT = [
     *("matched_subscriptions", "created_at", "redacted_at"),
 ]
 REPLAY = [
-    *("id", "replay_id", "organization_id", "status", "filters", "rate_per_second", "total", "sent", "succeeded"),
-    *("failed", "skipped", "created_by", "created_at", "started_at", "finished_at"),
+    *("id", "replay_id", "organization_id", "action", "status", "filters", "rate_per_second", "total", "sent"),
+    *("succeeded", "failed", "skipped", "created_by", "created_at", "started_at", "finished_at"),
 ]
 
 

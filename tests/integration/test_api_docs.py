@@ -120,6 +120,7 @@ def test_examples_have_exactly_the_fields_of_real_answers(database_url: str, red
             "attempt": whole["attempts"][0],
             "dry run": (await p.call("POST", "/v1/replays", {"dry_run": True}))["data"],
             "replay": (await p.call("GET", f"/v1/replays/{replay['id']}"))["data"],
+            "item": (await p.call("GET", f"/v1/replays/{replay['id']}/items"))["data"][0],
             "event type": (await p.call("POST", "/v1/event-types", {"name": "a"}))["data"],
             "organization": (await p.client.post("/v1/organizations", json={"name": "n"}, headers=admin)).json()[
                 "data"

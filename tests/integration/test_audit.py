@@ -67,6 +67,11 @@ async def _replay(p: Platform, path: str) -> Ready:
     return Ready(path.replace("{id}", made["id"]), resource=made["id"])
 
 
+async def _rate_of_replay(p: Platform, path: str) -> Ready:
+    ready = await _replay(p, path)
+    return Ready(ready.url, {"rate_per_second": 7}, ready.resource)
+
+
 async def _event_type(p: Platform, path: str) -> Ready:
     name = f"a.type.n{ids.new_id().hex}"
     await p.call("POST", "/v1/event-types", {"name": name})
@@ -114,6 +119,7 @@ READY: dict[tuple[str, str], Callable[[Platform, str], Awaitable[Ready]]] = {
     ("POST", f"{SUBSCRIPTIONS}/{{id}}/test"): _subscription,
     ("POST", f"{SUBSCRIPTIONS}/{{id}}/circuit-breaker/reset"): _subscription,
     ("POST", "/v1/replays"): _posts(dict),
+    ("PATCH", "/v1/replays/{id}"): _rate_of_replay,
     ("POST", "/v1/replays/{id}/pause"): _replay,
     ("POST", "/v1/replays/{id}/resume"): _replay,
     ("POST", "/v1/replays/{id}/cancel"): _replay,

@@ -88,7 +88,7 @@ def test_a_preview_counts_exactly_and_changes_nothing(database_url: str) -> None
         everything = "SELECT * FROM deliveries ORDER BY id"
         before = await seeds.driver.fetch(everything)
         async with seeds.database.session() as session:
-            groups = await replays.preview(session, seeds.organization_id, {"status": "dead"})
+            groups = (await replays.preview(session, seeds.organization_id, {"status": "dead"})).groups
         expected = {
             (seeds.subscription_id, "timeout"): 3,
             (seeds.subscription_id, "status"): 2,
@@ -124,8 +124,8 @@ def test_frozen_filters_posted_again_choose_nothing_newer(database_url: str) -> 
         assert frozen["status"] == "dead"
         await seeds.delivery(State.DEAD, at=datetime.now(UTC) + timedelta(seconds=1))
         async with seeds.database.session() as session:
-            groups = await replays.preview(session, seeds.organization_id, replays.freeze(frozen))
-        assert sum(group.count for group in groups) == 1
+            preview = await replays.preview(session, seeds.organization_id, replays.freeze(frozen))
+        assert preview.total == 1
 
     seeded(database_url, run)
 
@@ -170,7 +170,7 @@ def test_too_large_a_selection_is_refused(database_url: str, monkeypatch: pytest
         assert await seeds.driver.fetchval("SELECT count(*) FROM replays") == 1
         assert await seeds.driver.fetchval("SELECT count(*) FROM replay_items") == 2
         async with seeds.database.session() as session:  # and a preview counts any number
-            groups = await replays.preview(session, seeds.organization_id, {"status": "dead"})
+            groups = (await replays.preview(session, seeds.organization_id, {"status": "dead"})).groups
         assert tally(groups) == {(seeds.subscription_id, None): 3}
 
     seeded(database_url, run)

@@ -10,7 +10,7 @@ from enum import StrEnum
 from uuid import UUID
 
 from core.deliveries import Claimed, Finish
-from core.models import ItemOutcome, ReplayStatus, SubscriptionStatus
+from core.models import ItemOutcome, ReplayAction, ReplayStatus, SubscriptionStatus
 from core.states import PARKING, DiscardReason, PendingReason, State
 
 REPLAYABLE = {State.PENDING, State.DELIVERED, State.DEAD, State.DISCARDED}
@@ -68,6 +68,7 @@ class ModelReplay:
     rate: int
     status: ReplayStatus
     items: dict[UUID, ItemOutcome]  # by delivery
+    action: ReplayAction = ReplayAction.REPLAY
 
     def of(self, *outcomes: ItemOutcome) -> list[UUID]:
         return [delivery_id for delivery_id, outcome in self.items.items() if outcome in outcomes]
@@ -217,14 +218,22 @@ class Model:
         for replay_id in [one for one in sorted(self.replays) if self.replays[one].has_work]:
             replay = self.replays[replay_id]
             chosen = sorted(replay.of(ItemOutcome.WAITING))[: replay.rate]
-            due += [one for one in chosen if self.can_replay(one)]
+            if replay.action is ReplayAction.REPLAY:
+                due += [one for one in chosen if self.can_replay(one)]
             for delivery_id in chosen:
-                self.replay(delivery_id, replay_id)
+                self._act(delivery_id, replay_id)
             if not replay.open:
                 replay.status = ReplayStatus.COMPLETED
             elif chosen:
                 replay.status = ReplayStatus.RUNNING
         return due
+
+    def _act(self, delivery_id: UUID, replay_id: UUID) -> None:
+        if self.replays[replay_id].action is ReplayAction.REPLAY:
+            self.replay(delivery_id, replay_id)
+            return
+        gone = self.discard(delivery_id)
+        self.replays[replay_id].items[delivery_id] = ItemOutcome.SUCCEEDED if gone else ItemOutcome.SKIPPED
 
     def discard(self, delivery_id: UUID) -> bool:
         delivery = self.deliveries[delivery_id]

@@ -33,7 +33,7 @@ from core.deliveries import Choice, Claimed, Finish, Park, ParkedRoom, Verdict
 from core.deliveries import Due as DueDelivery
 from core.egress import EgressPolicy
 from core.errors import Conflict
-from core.models import ItemOutcome, ReplayStatus, Subscription, SubscriptionStatus
+from core.models import ItemOutcome, ReplayAction, ReplayStatus, Subscription, SubscriptionStatus
 from core.sealing import Sealer
 from core.states import PARKING, DeadReason, PendingReason, State
 from tests.platform import SECRET_KEY
@@ -360,8 +360,8 @@ class Machine(RuleBasedStateMachine):
         self.model.replay(delivery_id, replay_id)
 
     @precondition(lambda self: sum(one.status in ADVANCING for one in self.model.replays.values()) < 2)
-    @rule(statuses=STATUSES, rate=st.sampled_from([1, 1_000]))
-    def replay_many(self, statuses: str, rate: int) -> None:
+    @rule(statuses=STATUSES, rate=st.sampled_from([1, 1_000]), action=st.sampled_from(ReplayAction))
+    def replay_or_discard_many(self, statuses: str, rate: int, action: ReplayAction) -> None:
         async def work() -> Any:
             async with self.seeds.database.session() as session:
                 return await replays.create(
@@ -370,6 +370,7 @@ class Machine(RuleBasedStateMachine):
                     {"status": statuses},
                     rate_per_second=rate,
                     created_by="test",
+                    action=action,
                 )
 
         replay, _ = self.do(work())
@@ -379,7 +380,7 @@ class Machine(RuleBasedStateMachine):
             if delivery.state in statuses.split(",")
         }
         status = ReplayStatus.QUEUED if chosen else ReplayStatus.COMPLETED
-        self.model.replays[replay.id] = ModelReplay(rate, status, chosen)
+        self.model.replays[replay.id] = ModelReplay(rate, status, chosen, action)
 
     @precondition(lambda self: self.model.replays)
     @rule(which=WHICH, operation=st.sampled_from(sorted(replays.OPERATIONS)))

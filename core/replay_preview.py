@@ -1,0 +1,263 @@
+"""What a replay or a bulk discard would do, said before anybody starts it: exactly, and by cause."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from time import monotonic
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+from sqlalchemy import func
+from sqlalchemy.exc import DBAPIError
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from core import selection
+from core.errors import ValidationFailed
+from core.models import (
+    Delivery,
+    ItemOutcome,
+    Replay,
+    ReplayAction,
+    ReplayItem,
+    ReplayStatus,
+    Subscription,
+    SubscriptionStatus,
+)
+from core.states import TRANSITIONS, State
+
+MAX_SELECTION = 100_000  # what is surely frozen within the time of one call, on a busy machine too
+# A selection is counted exactly or not at all. Dead letters are counted in an index; what was delivered is many rows.
+COUNT_TIMEOUT_MS = 5_000
+UNFINISHED = (ReplayStatus.QUEUED, ReplayStatus.RUNNING, ReplayStatus.PAUSED)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """How many of a selection share a subscription and an error."""
+
+    subscription_id: UUID
+    error_kind: str | None
+    count: int
+
+
+class SkipReason(StrEnum):
+    """Why the job passes a delivery over. Where several hold, the first that is listed here is said."""
+
+    SUBSCRIPTION_DELETED = "subscription_deleted"
+    SUBSCRIPTION_DISABLED = "subscription_disabled"
+    EVENT_REDACTED = "event_redacted"  # there is no payload left to send
+    SENDING = "sending"  # its outcome is awaited
+    DELIVERED = "delivered"  # so it can't be discarded
+    DISCARDED = "discarded"  # already
+
+
+@dataclass(frozen=True, slots=True)
+class Skips:
+    subscription_id: UUID
+    error_kind: str | None
+    reason: SkipReason
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A subscription that is sent to. While it is paused, what is sent to it waits."""
+
+    subscription_id: UUID
+    status: SubscriptionStatus
+    circuit_breaker: Mapping[str, Any] | None  # its settings
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """Another job that is not finished, and how many of the same deliveries it has still to deal with."""
+
+    replay_id: UUID
+    action: ReplayAction
+    status: ReplayStatus
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    by_state: Mapping[State, int]
+    skips: Sequence[Skips]
+    targets: Sequence[Target]
+    overlaps: Sequence[Overlap]
+
+    @property
+    def skipped(self) -> int:
+        return sum(one.count for one in self.skips)
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """`details`: None where there are more than one job takes, or where looking at each took too long."""
+
+    action: ReplayAction
+    groups: Sequence[Group]
+    details: Details | None
+
+    @property
+    def total(self) -> int:
+        return sum(group.count for group in self.groups)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a job would do. `filters`: with their defaults and up to when; posted as they are, they choose the same.
+    `open_until_ms`: of subscriptions whose circuit breaker is open, in Unix milliseconds."""
+
+    filters: Mapping[str, Any]
+    rate_per_second: int
+    preview: Preview
+    open_until_ms: Mapping[UUID, int]
+
+    @property
+    def duration_s(self) -> int:
+        return duration_s(self.preview.total, self.rate_per_second)
+
+    @property
+    def held(self) -> list[tuple[Target, str]]:
+        """What is sent to these waits there: `paused`, or `breaker_open`."""
+        held = []
+        for target in self.preview.details.targets if self.preview.details is not None else ():
+            if target.status is SubscriptionStatus.PAUSED:
+                held.append((target, "paused"))
+            elif target.subscription_id in self.open_until_ms:
+                held.append((target, "breaker_open"))
+        return held
+
+
+def duration_s(count: int, rate_per_second: int) -> int:
+    """How long so many take at this rate, at least."""
+    return -(-count // rate_per_second)
+
+
+async def preview(
+    session: AsyncSession,
+    organization_id: UUID,
+    filters: Mapping[str, Any],
+    action: ReplayAction = ReplayAction.REPLAY,
+) -> Preview:
+    """Exact counts of what `filters` choose now, and what `action` would do with them. Raises `ValidationFailed` on a
+    wrong filter, or where counting takes longer than `COUNT_TIMEOUT_MS`."""
+    conditions = selection.conditions(organization_id, filters)
+    began = monotonic()
+    async with in_time(session):
+        groups = await _count(session, conditions)
+    if sum(group.count for group in groups) > MAX_SELECTION:
+        return Preview(action, groups, None)
+    try:
+        async with session.begin_nested(), in_time(session, COUNT_TIMEOUT_MS - 1000 * (monotonic() - began)):
+            rows = await _look(session, conditions)
+            overlaps = await _overlaps(session, organization_id, conditions)
+    except ValidationFailed:
+        return Preview(action, groups, None)
+    return await _judged(session, action, rows, overlaps)
+
+
+@asynccontextmanager
+async def in_time(session: AsyncSession, timeout_ms: float = COUNT_TIMEOUT_MS) -> AsyncIterator[None]:
+    """Raises `ValidationFailed` when a statement takes longer."""
+    await selection.plan_by_value(session)
+    connection = await session.connection()
+    await connection.exec_driver_sql(f"SET LOCAL statement_timeout = {max(100, round(timeout_ms))}")
+    try:
+        yield
+    except DBAPIError as error:
+        if error.orig is not None and isinstance(error.orig.__cause__, asyncpg.QueryCanceledError):
+            raise ValidationFailed.of(
+                "filters",
+                f"They choose among more deliveries than can be looked at in {COUNT_TIMEOUT_MS / 1000:g} s; narrow them"
+                " by created_after and created_before, or by subscription_id",
+            ) from None
+        raise
+
+
+async def _count(session: AsyncSession, conditions: Sequence[selection.Condition]) -> list[Group]:
+    key = col(Delivery.subscription_id), col(Delivery.error_kind)
+    query = select(*key, func.count()).where(*conditions).group_by(*key).order_by(func.count().desc())
+    return [Group(*row) for row in (await session.exec(query)).all()]
+
+
+Row = tuple[UUID, str | None, str, bool, int]  # subscription, error, state, whether it was redacted, how many
+
+
+async def _look(session: AsyncSession, conditions: Sequence[selection.Condition]) -> Sequence[Row]:
+    key = (
+        col(Delivery.subscription_id),
+        col(Delivery.error_kind),
+        col(Delivery.state),
+        col(Delivery.redacted_at).is_not(None),
+    )
+    query = select(*key, func.count()).where(*conditions).group_by(*key)  # type: ignore[call-overload]
+    return [tuple(row) for row in (await session.exec(query)).all()]
+
+
+async def _overlaps(
+    session: AsyncSession, organization_id: UUID, conditions: Sequence[selection.Condition]
+) -> list[Overlap]:
+    unfinished = (col(Replay.organization_id) == organization_id, col(Replay.status).in_(UNFINISHED))
+    if (await session.exec(select(Replay.id).where(*unfinished).limit(1))).first() is None:
+        return []
+    chosen = select(col(Delivery.id)).where(*conditions).cte("chosen").prefix_with("MATERIALIZED", dialect="postgresql")
+    query = (
+        select(Replay.id, Replay.action, Replay.status, func.count())
+        .join(ReplayItem, col(ReplayItem.replay_id) == col(Replay.id))
+        .join(chosen, chosen.c.id == col(ReplayItem.delivery_id))
+        .where(*unfinished, col(ReplayItem.outcome).in_((ItemOutcome.WAITING, ItemOutcome.SENT)))
+        .group_by(col(Replay.id))
+        .order_by(col(Replay.id))
+    )
+    rows = (await session.exec(query)).all()
+    return [Overlap(one, ReplayAction(action), ReplayStatus(status), count) for one, action, status, count in rows]
+
+
+async def _judged(
+    session: AsyncSession, action: ReplayAction, rows: Sequence[Row], overlaps: Sequence[Overlap]
+) -> Preview:
+    ids = {row[0] for row in rows}
+    columns = col(Subscription.id), col(Subscription.status), col(Subscription.circuit_breaker)
+    known = {one[0]: one for one in (await session.exec(select(*columns).where(columns[0].in_(ids)))).all()}
+    groups: Counter[tuple[UUID, str | None]] = Counter()
+    skips: Counter[tuple[UUID, str | None, SkipReason]] = Counter()
+    states: Counter[State] = Counter()
+    targets: Counter[UUID] = Counter()
+    for subscription_id, error_kind, state, redacted, count in rows:
+        groups[subscription_id, error_kind] += count
+        states[State(state)] += count
+        status = known[subscription_id][1] if subscription_id in known else SubscriptionStatus.DELETED
+        reason = why_skipped(action, State(state), redacted, SubscriptionStatus(status))
+        if reason is not None:
+            skips[subscription_id, error_kind, reason] += count
+        elif action is ReplayAction.REPLAY:
+            targets[subscription_id] += count
+    details = Details(
+        states,
+        [Skips(*key, count) for key, count in skips.most_common()],
+        [Target(one, SubscriptionStatus(known[one][1]), known[one][2], count) for one, count in targets.most_common()],
+        overlaps,
+    )
+    return Preview(action, [Group(*key, count) for key, count in groups.most_common()], details)
+
+
+def why_skipped(
+    action: ReplayAction, state: State, redacted: bool, subscription: SubscriptionStatus
+) -> SkipReason | None:
+    """What the job will find at this delivery; None: it does what it is for."""
+    if action is ReplayAction.REPLAY:
+        if subscription is SubscriptionStatus.DELETED:
+            return SkipReason.SUBSCRIPTION_DELETED
+        if subscription is SubscriptionStatus.DISABLED:
+            return SkipReason.SUBSCRIPTION_DISABLED
+        if redacted:
+            return SkipReason.EVENT_REDACTED
+    return None if state in TRANSITIONS[action].before else SkipReason(state)
