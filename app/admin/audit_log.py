@@ -13,9 +13,9 @@ from core.lists import Walk
 from core.models_access import AuditEntry
 
 FILTERS = (
-    Filter.text("actor", "Who", hint="usr_…, key_… or worker"),
-    Filter.text("action", "What", hint="such as subscription.updated"),
-    Filter.text("resource", "To what", hint="sub_…, usr_… or another id"),
+    Filter.text("actor", "Who", hint="usr_…, key_…, worker"),
+    Filter.text("action", "What", hint="subscription.updated"),
+    Filter.text("resource", "To what", hint="sub_…, usr_…, any id"),
     Filter.of_id("organization", "Whose", ids.ORGANIZATION),
     Filter.time("created_after", "Since"),
     Filter.time("created_before", "Before"),

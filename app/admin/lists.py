@@ -80,7 +80,7 @@ class Filter:
 
     @classmethod
     def time(cls, name: str, label: str, *, field: str = "", hint: str = "") -> Filter:
-        return cls(name, label, Kind.TIME, field or name, hint or "UTC, or 24h for so long ago")
+        return cls(name, label, Kind.TIME, field or name, hint or "24h, or a time in UTC")
 
     def read(self, given: str, now: datetime) -> str:
         """What is asked of core. Raises ValueError that says what would be right."""

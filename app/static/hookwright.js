@@ -67,6 +67,7 @@
     const number = picked.toLocaleString('en')
     find('[data-selected]', line).textContent =
       every?.checked ? 'All that match are selected.' : picked ? `${number} on this page selected.` : ''
+    for (const button of all('[data-needs-selection]', line.closest('form') ?? document)) button.disabled = !picked
   }
 
   const showSelections = () => all('[data-selection]').forEach(line => showSelection(line.dataset.selection))
@@ -229,6 +230,7 @@
   addEventListener('DOMContentLoaded', () => {
     const switched = find('[data-keys]')
     if (switched) switched.checked = areKeysOn()
+    if (matchMedia('(max-width: 40rem)').matches) all('[data-folds]').forEach(one => { one.open = false })
     showSelections()
     tick()
     setInterval(tick, 1000)

@@ -52,10 +52,10 @@ TRIAL = """
     </tbody>
   </table>
 </div>
-<form id="bulk" method="post" action="/trial" data-confirm="Send them again?">
+<form id="bulk" class="bulk" method="post" action="/trial" data-confirm="Send them again?">
   {{ forms.token() }}
   {{ ui.selection('bulk', 12345) }}
-  <button class="main" data-key="r">Replay</button>
+  <button class="main" data-key="r" data-needs-selection>Replay</button>
 </form>
 {{ ui.paging(page) }}
 {{ ui.code('dlv_1', 'Copy the id') }}
@@ -148,7 +148,7 @@ def test_all_that_pages_are_made_of_shuts_nobody_out(play: Play) -> None:
 
         await page.set_viewport_size({"width": 390, "height": 800})
         await page.goto("/users")
-        pages = page.get_by_role("navigation", name="Pages")
+        pages = page.get_by_role("navigation", name="Pages", exact=True)
         await expect(pages).not_to_be_visible()
         await page.get_by_role("button", name="Menu").click()
         await pages.get_by_role("link", name="Audit log").click()
@@ -237,13 +237,14 @@ def test_keys_selection_and_asking_first(play: Play) -> None:
         await expect(page.get_by_label("Text")).to_have_value("dlv_1j"), "letters are letters in a field"
 
         await page.get_by_role("heading", name="Trial", exact=True).click()
+        await expect(page.get_by_role("button", name="Replay")).to_be_disabled()
         for key, row in (("j", "one"), ("j", "two"), ("j", "three"), ("k", "two")):
             await page.keyboard.press(key)
             assert await focus_of(page) == row
         await page.keyboard.press("Enter")
         assert page.url.endswith("#two")
         await page.keyboard.press("x")
-        said = page.locator("[data-selected]")
+        said, replay = page.locator("[data-selected]"), page.get_by_role("button", name="Replay")
         await expect(said).to_have_text("1 on this page selected.")
         await page.get_by_label("Select four").click(modifiers=["Shift"])
         await expect(said).to_have_text("3 on this page selected.")
@@ -264,7 +265,7 @@ def test_keys_selection_and_asking_first(play: Play) -> None:
         await dialog.get_by_role("button", name="Cancel").click()
         await expect(dialog).not_to_be_visible()
         assert trial.sent == []
-        await page.get_by_role("button", name="Replay").click()
+        await replay.click()
         await dialog.get_by_role("button", name="Replay").click()
         await page.wait_for_url(f"{s.url}/trial?done=it")
         [sent] = trial.sent
