@@ -13,7 +13,6 @@ from core.breaker import BreakerState
 from core.failures import ErrorKind
 from core.health import Health
 from core.models import ItemOutcome, ReplayStatus, SubscriptionStatus
-from core.models_access import Role
 from core.states import DeadReason, DiscardReason, PendingReason, State
 
 
@@ -123,11 +122,6 @@ BADGES: Mapping[str, Mapping[str, Badge]] = {
         UserState.ACTIVE: Badge("active", GOOD, "Can sign in"),
         UserState.INVITED: Badge("invited", BUSY, "Has not chosen a password yet"),
         UserState.DISABLED: Badge("disabled", BAD, "Can't sign in"),
-    },
-    "role": {
-        Role.VIEWER: Badge("viewer", IDLE, "Sees everything but secrets"),
-        Role.OPERATOR: Badge("operator", IDLE, "Also replays, discards, pauses and resumes"),
-        Role.ADMIN: Badge("admin", IDLE, "Also manages subscriptions, secrets, keys, organizations and users"),
     },
 }
 

@@ -98,6 +98,7 @@
       return delete form.dataset.confirmed
     }
     form.dataset.sent = 'yes'
+    setTimeout(() => delete form.dataset.sent, 5000) // somebody may have stopped it
   })
   addEventListener('pageshow', () => all('form[data-sent]').forEach(form => delete form.dataset.sent))
 
@@ -134,8 +135,8 @@
   }
 
   document.addEventListener('keydown', event => {
-    const isTyping = event.target.closest?.('input:not([type="checkbox"], [type="radio"]), textarea, select, [contenteditable]')
-    if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || isTyping || isDialogOpen()) return
+    const isText = event.target.closest?.('input:not([type="checkbox"], [type="radio"]), textarea, select, [contenteditable]')
+    if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || isText || isDialogOpen()) return
     if (!areKeysOn()) return
     const marked = event.key.length === 1 && find(`[data-key="${CSS.escape(event.key)}"]:not(:disabled)`)
     const does = keys[event.key] ?? (marked && (() => marked.click()))
@@ -182,7 +183,8 @@
   const drawn = new Map() // the answer that each part was last drawn from
   let kept = null // what a swap would lose
 
-  const isQuiet = () => document.hidden || isSelecting() || isDialogOpen()
+  const isTyping = () => find('[data-live] :is(input:not([type="checkbox"], [type="radio"]), textarea, select):focus') !== null
+  const isQuiet = () => document.hidden || isSelecting() || isDialogOpen() || isTyping()
   document.addEventListener('htmx:beforeRequest', event => {
     if (event.target.matches('[data-live]') && isQuiet()) event.preventDefault()
   })
@@ -198,7 +200,7 @@
     drawn.set(target.id, xhr.response)
     const active = document.activeElement, row = active?.closest('tr[data-row]')
     kept = {
-      id: active?.id, href: active?.getAttribute('href'), row: row?.dataset.row, isRow: active === row,
+      id: active?.matches('summary') ? active.parentElement.id : active?.id, href: active?.getAttribute('href'), row: row?.dataset.row, isRow: active === row,
       open: all('details[open][id]', target).map(one => one.id),
       scrolled: all('[id]', target).filter(one => one.scrollLeft || one.scrollTop)
         .map(one => [one.id, one.scrollLeft, one.scrollTop]),
@@ -217,7 +219,8 @@
     const again = row && find(`tr[data-row="${CSS.escape(row)}"]`)
     if (again && isRow) return goTo(again)
     const focus = (id && byId(id)) || (href && find(`a[href="${CSS.escape(href)}"]`, again || document))
-    focus?.focus({ preventScroll: true })
+    const summary = focus?.matches('details') && find('summary', focus)
+    ;(summary || focus)?.focus({ preventScroll: true })
   })
 
   for (const name of ['htmx:responseError', 'htmx:sendError', 'htmx:timeout']) {

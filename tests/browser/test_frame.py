@@ -174,6 +174,11 @@ def test_what_is_fresh_stays_as_it_was_left(play: Play) -> None:
         await expect(page.get_by_role("link", name="two")).to_be_focused()
         await expect(runs_down).to_have_text(re.compile("in 1 h"))
 
+        await page.get_by_text("More").focus()
+        trial.count = 20
+        await expect(fresh).to_have_text("20")
+        await expect(page.get_by_text("More")).to_be_focused()
+
         kept = await page.locator("#fresh").element_handle()
         assert kept is not None
         await trial.shows(2)

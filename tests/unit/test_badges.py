@@ -14,7 +14,6 @@ from core.breaker import BreakerState
 from core.failures import ErrorKind
 from core.health import Health
 from core.models import ItemOutcome, ReplayStatus, SubscriptionStatus
-from core.models_access import Role
 from core.states import DeadReason, DiscardReason, PendingReason, State
 
 STYLES = (Path(__file__).parents[2] / "app/static/hookwright.css").read_text("utf-8")
@@ -29,7 +28,6 @@ STATES: dict[str, Iterable[StrEnum]] = {
     "breaker": BreakerState,
     "attempt": badges.AttemptResult,
     "user": badges.UserState,
-    "role": Role,
 }
 
 
