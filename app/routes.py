@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.routing import BaseRoute, Mount, Route
 
 from app import health, oauth
-from app.admin import account, set_up, sign_in, single_sign_on, start, users
+from app.admin import account, overview, set_up, sign_in, single_sign_on, users
 from app.admin import audit_log as audit_log_page
 from app.admin.frame import Page, PageResource
 from app.api import (
@@ -166,7 +166,7 @@ API: dict[str, dict[str, Action]] = {
 
 # The pages: each method names the least role, or says why anybody may.
 PAGES: dict[str, dict[str, Page]] = {
-    "/": {"GET": Page(start.show, public="says what to do first, and shows nothing of anybody's")},
+    "/": {"GET": Page(overview.show, public="who has not signed in sees where to, and nothing of anybody's")},
     "/sign-in": {
         "GET": Page(sign_in.show, public="who signs in has not signed in yet"),
         "POST": Page(sign_in.submit, public="who signs in has not signed in yet"),

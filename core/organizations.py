@@ -45,6 +45,12 @@ async def every(session: AsyncSession) -> Sequence[Organization]:
     return (await session.exec(query)).all()
 
 
+async def oldest(session: AsyncSession, limit: int) -> Sequence[Organization]:
+    """The first `limit` of them."""
+    query = select(Organization).where(col(Organization.deleted_at).is_(None)).order_by(col(Organization.id))
+    return (await session.exec(query.limit(limit))).all()
+
+
 async def rename(session: AsyncSession, organization: Organization, name: str) -> Organization:
     """Changes the name and raises the version. Raises `ValidationFailed`."""
     organization.name = check_name(name)

@@ -37,7 +37,9 @@ class Unwell:
     url: str
     health: Health
     status_reason: str | None  # of one that the receiver disabled
-    since: datetime | None  # failing or degraded: the first failure since it last delivered; else when it was stopped
+    # Failing or degraded: the minute of the first failure after the last one that it delivered in, none where it still
+    # delivers now and then; else when it was stopped.
+    since: datetime | None
     delivered_at: datetime | None  # the minute of the last successful attempt, within `LOOK_BACK`
     failed: int  # attempts within the hour
     attempts: int
@@ -192,7 +194,7 @@ CROSS JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT min(minute) AS at FROM delivery_stats kept
     WHERE kept.organization_id = s.organization_id AND kept.subscription_id = s.id
-        AND minute >= coalesce(delivered.at, $3) AND error_kind > ''
+        AND minute >= $3 AND (delivered.at IS NULL OR minute > delivered.at) AND error_kind > ''
 ) AS since
 CROSS JOIN LATERAL (
     SELECT coalesce(sum(attempts), 0)::bigint AS attempts,

@@ -1,4 +1,4 @@
-"""The start page: what to do first. It shows nothing of anybody's."""
+"""The start page, for who has not signed in. It shows nothing of anybody's."""
 
 from __future__ import annotations
 
