@@ -1,8 +1,9 @@
 """A long history, made by SQL in minutes instead of delivered in hours: what `bench.scale` measures on.
 
 50 organizations whose shares of the traffic fall like 1 / rank^1.5 (the largest has two fifths, the least a thousandth
-of it), 40 subscriptions each, 14 days of partitions, 2.5 deliveries an event, one attempt a delivery and five a dead
-letter. 1 % is dead of eight kinds of failure, 0.1 % discarded, and 0.02 % still waits for a retry, hours ahead.
+of it), 200 subscriptions each, 14 days of partitions, 2.5 deliveries an event, one attempt a delivery and five a dead
+letter. 1 % is dead of eight kinds of failure, 0.1 % discarded, and 0.02 % still waits for a retry, hours ahead. The
+statistics of the last week are those that workers would have kept.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from typing import Any
 from uuid import UUID
 
 from core import ids, partitions
+from core.stats import WHOLE
+from core.stats.durations import BOUNDS_MS
 
-ORGANIZATIONS, SUBSCRIPTIONS, DAYS = 50, 40, 14  # subscriptions: of each organization
+ORGANIZATIONS, SUBSCRIPTIONS, DAYS = 50, 200, 14  # subscriptions: of each organization
+STATISTICS_DAYS = 8  # of statistics: what the last seven times 24 hours lie in
 DELIVERIES_PER_EVENT = 2.5
 RARE_TYPE, OLD_TYPE, COMMON_TYPE = "stock.recount.requested", "legacy.import.done", "order.line.00"
 REPLAYED_SHARE = 0.0005  # of the largest organization's deliveries
@@ -104,6 +108,7 @@ def _day(number: int, day: date, span: timedelta, events: int, replay: UUID) -> 
         _EVENTS,
         _deliveries(start, replay),
         _ATTEMPTS,
+        *([_STATISTICS, _ACCEPTED] if number >= DAYS - STATISTICS_DAYS else []),
         "DROP TABLE scale_events, scale_deliveries",
     ]
 
@@ -180,6 +185,36 @@ SELECT (substr(id::text, 1, 19) || '9' || substr(md5(random()::text), 1, 3) || '
     '[["Content-Length","2"],["Date","Sat, 21 Nov 2026 09:00:00 GMT"]]', 'ok'::bytea
 FROM scale_deliveries CROSS JOIN LATERAL generate_series(1, attempts) number
 ORDER BY id
+"""
+
+# By subscription, by organization and of all, as `core.stats` adds them up.
+_TOOK_MS = "(20 + key % 400)"
+_BUCKETS = ", ".join(
+    f"count(*) FILTER (WHERE error_kind IS NULL AND {low} < {_TOOK_MS} AND {_TOOK_MS} <= {high})"
+    for low, high in zip((-1, *BOUNDS_MS), BOUNDS_MS, strict=False)
+)
+_MINUTE = (
+    "date_trunc('minute', to_timestamp(('x' || translate(substr({id}::text, 1, 13), '-', ''))::bit(48)::bigint / 1000))"
+)
+_STATISTICS = f"""
+INSERT INTO delivery_stats (
+    organization_id, subscription_id, minute, error_kind, attempts, retries, dead, dead_retried, duration_ms, durations
+)
+SELECT coalesce(organization_id, '{WHOLE}'), coalesce(subscription_id, '{WHOLE}'), minute, coalesce(error_kind, ''),
+    sum(attempts), sum(attempts - 1), count(*) FILTER (WHERE state = 'dead'),
+    count(*) FILTER (WHERE state = 'dead' AND attempts > 1), sum(attempts * {_TOOK_MS}),
+    CASE WHEN error_kind IS NULL THEN ARRAY[{_BUCKETS}]::integer[] END
+FROM (SELECT *, {_MINUTE.format(id="id")} AS minute FROM scale_deliveries) AS sent
+GROUP BY GROUPING SETS (
+    (minute, error_kind), (minute, error_kind, organization_id), (minute, error_kind, organization_id, subscription_id)
+)
+"""
+_ACCEPTED = f"""
+INSERT INTO delivery_stats AS kept (organization_id, subscription_id, minute, error_kind, accepted)
+SELECT coalesce(organization_id, '{WHOLE}'), '{WHOLE}', minute, '', count(*)
+FROM (SELECT organization_id, {_MINUTE.format(id="id")} AS minute FROM scale_events) AS event
+GROUP BY GROUPING SETS ((minute), (minute, organization_id))
+ON CONFLICT (organization_id, subscription_id, minute, error_kind) DO UPDATE SET accepted = excluded.accepted
 """
 
 _TENANTS = f"""

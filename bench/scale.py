@@ -2,6 +2,7 @@
 
 --rows N      builds a history of N deliveries (`bench.history`), then times every list, count and preview of the API on
               it, over HTTP; the plans of their statements go to `--plans`
+--pages       with --rows: times every page on that history instead, as somebody who has signed in
 --pending N   N more deliveries that are due, the worker stopped: the time of a claim of 250
 --writes N    what N deliveries cost PostgreSQL, by their three writes; `--without` compares without some indexes
 --wide N      an event that N subscriptions want, and what another organization's events wait meanwhile
@@ -18,7 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import backlog, costs, history, scale_lists, several
+from bench import backlog, costs, history, scale_lists, scale_pages, several
 from bench.children import Receiver
 from bench.platform import Platform
 from bench.running import finish, say
@@ -45,7 +46,10 @@ async def run(options: argparse.Namespace) -> int:
             async with costs.connected(platform) as driver:
                 made = await history.build(driver, options.rows, say)
             await costs.sizes(platform)
-            fine &= await scale_lists.measure(platform, made, options.repeats, options.plans)
+            if options.pages:
+                fine &= await scale_pages.measure(platform, made, options.repeats)
+            else:
+                fine &= await scale_lists.measure(platform, made, options.repeats, options.plans)
         if options.pending:
             fine &= await costs.claims(platform, options.pending)
     return 0 if fine else 1
@@ -54,7 +58,8 @@ async def run(options: argparse.Namespace) -> int:
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("bench.scale", description="What size costs, on a real platform.")
     parser.add_argument("--rows", type=int, default=0, help="deliveries of the history")
-    parser.add_argument("--repeats", type=int, default=30, help="times that each list is asked for (default 30)")
+    parser.add_argument("--repeats", type=int, default=30, help="times each list or page is asked for (default 30)")
+    parser.add_argument("--pages", action="store_true", help="time the pages instead of the API's lists")
     parser.add_argument("--plans", type=Path, help="write the plans of all statements to this file")
     parser.add_argument("--pending", type=int, default=0, help="due deliveries to claim from")
     parser.add_argument("--writes", type=int, default=0, help="deliveries whose writes are measured, a round")
@@ -69,8 +74,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parts = ("rows", "pending", "writes", "wide", "outage", "flood", "webs")
     if not any(getattr(options, part) for part in parts):
         parser.error(f"choose what to measure: {', '.join(f'--{part}' for part in parts)}")
-    if options.pending and not options.rows:
-        parser.error("--pending adds to a history: give --rows too")
+    for part in ("pending", "pages"):
+        if getattr(options, part) and not options.rows:
+            parser.error(f"--{part} stands on a history: give --rows too")
     return options
 
 
