@@ -193,6 +193,8 @@ def performance(day: Figures) -> dict[str, Any]:
         "webhook_performance": {
             "delivery_success_rate": day.delivery_success_rate,
             "average_delivery_time_ms": day.average_ms,
+            "p50_delivery_time_ms": day.taken_ms(0.5),
+            "p95_delivery_time_ms": day.taken_ms(0.95),
             "failed_deliveries_24h": day.dead,
             "retry_success_rate": day.retry_success_rate,
         }

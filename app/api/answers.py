@@ -270,6 +270,8 @@ class SubscriptionHealth(Answer):
 class Figures(Answer):
     delivery_success_rate: float | None
     average_delivery_time_ms: int | None
+    p50_delivery_time_ms: int | None
+    p95_delivery_time_ms: int | None
     failed_deliveries_24h: int
     retry_success_rate: float | None
 

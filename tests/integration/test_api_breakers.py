@@ -243,6 +243,8 @@ def test_performance_as_promised_for_one_and_for_all(database_url: str, redis_ur
         nothing = {
             "delivery_success_rate": None,
             "average_delivery_time_ms": None,
+            "p50_delivery_time_ms": None,
+            "p95_delivery_time_ms": None,
             "failed_deliveries_24h": 0,
             "retry_success_rate": None,
         }
@@ -252,6 +254,8 @@ def test_performance_as_promised_for_one_and_for_all(database_url: str, redis_ur
         assert await performance(p, path_of(good, "performance")) == {
             "delivery_success_rate": 100.0,
             "average_delivery_time_ms": 145,
+            "p50_delivery_time_ms": 125,
+            "p95_delivery_time_ms": 235,
             "failed_deliveries_24h": 0,
             "retry_success_rate": 100.0,
         }
@@ -263,6 +267,8 @@ def test_performance_as_promised_for_one_and_for_all(database_url: str, redis_ur
         assert await performance(p, "/v1/webhooks/performance") == {
             "delivery_success_rate": 75.0,
             "average_delivery_time_ms": 145,
+            "p50_delivery_time_ms": 125,
+            "p95_delivery_time_ms": 235,
             "failed_deliveries_24h": 1,
             "retry_success_rate": 50.0,
         }
