@@ -38,6 +38,10 @@ class Form:
         value = self._data.get(name)
         return value if isinstance(value, str) else ""
 
+    def texts(self, name: str) -> list[str]:
+        """All values of a field, as of boxes that were checked."""
+        return [value for value in self._data.getlist(name) if isinstance(value, str)]
+
 
 def check_origin(headers: Mapping[str, str], public_url: str) -> None:
     """Raises `Foreign` unless the browser says that the request comes from our own pages.
