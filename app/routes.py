@@ -5,8 +5,9 @@ from __future__ import annotations
 from starlette.routing import BaseRoute, Mount, Route
 
 from app import health, oauth
-from app.admin import account, overview, set_up, sign_in, single_sign_on, users
+from app.admin import account, dead_letters, overview, set_up, sign_in, single_sign_on, users
 from app.admin import audit_log as audit_log_page
+from app.admin import replays as replays_page
 from app.admin.frame import Page, PageResource
 from app.api import (
     audit_log,
@@ -180,6 +181,19 @@ PAGES: dict[str, dict[str, Page]] = {
     "/account/password": {"POST": Page(account.change_password, role=Role.VIEWER)},
     "/account/sessions/{id}/revoke": {"POST": Page(account.end_session, role=Role.VIEWER)},
     "/account/sessions/revoke-others": {"POST": Page(account.end_other_sessions, role=Role.VIEWER)},
+    "/dead-letters": {"GET": Page(dead_letters.index, role=Role.VIEWER)},
+    "/dead-letters/{subscription_id}/{error}": {"GET": Page(dead_letters.show, role=Role.VIEWER)},
+    "/replays": {
+        "GET": Page(replays_page.index, role=Role.VIEWER),
+        "POST": Page(replays_page.start, role=Role.OPERATOR),
+    },
+    "/replays/new": {"GET": Page(replays_page.new, role=Role.OPERATOR)},
+    "/replays/time": {"GET": Page(replays_page.time, role=Role.OPERATOR)},
+    "/replays/{id}": {"GET": Page(replays_page.show, role=Role.VIEWER)},
+    "/replays/{id}/pause": {"POST": Page(replays_page.pause, role=Role.OPERATOR)},
+    "/replays/{id}/resume": {"POST": Page(replays_page.resume, role=Role.OPERATOR)},
+    "/replays/{id}/cancel": {"POST": Page(replays_page.cancel, role=Role.OPERATOR)},
+    "/replays/{id}/rate": {"POST": Page(replays_page.set_rate, role=Role.OPERATOR)},
     "/users": {"GET": Page(users.index, role=Role.ADMIN), "POST": Page(users.invite, role=Role.ADMIN)},
     "/users/{id}": {"GET": Page(users.show, role=Role.ADMIN), "POST": Page(users.update, role=Role.ADMIN)},
     "/users/{id}/disable": {"POST": Page(users.disable, role=Role.ADMIN)},

@@ -14,15 +14,20 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
+from sqlalchemy import Boolean, literal_column
+from sqlmodel import col
 
-from core import ids
+from core import ids, lists
 from core.failures import ErrorKind
+from core.lists import Walk
+from core.models import Delivery
 from core.selection import NO_ERROR
 
 PAGE_SIZE = 50
 COUNT_TIMEOUT_MS = 1_000
 LEAP_TIMEOUT_MS = 2_000
 MOST_COUNTED = 10_000
+_DEAD = literal_column("(deliveries.state = 'dead')", Boolean)  # as a literal, so that the index is seen to serve
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,22 @@ async def groups(
     found = [_group(row) for row in rows[:size]]
     whole = rows[0] if rows else {"groups": 0, "letters": 0}
     return Groups(found, len(rows) > size, int(whole["groups"]), int(whole["letters"]))
+
+
+def walk(organization_id: UUID, subscription_id: UUID, error: str) -> Walk:
+    """The dead letters of one group, in the order of their ids. Raises ValueError for what is no error."""
+    kind = None if error == NO_ERROR else ErrorKind(error)
+    return Walk(
+        Delivery,
+        (
+            col(Delivery.organization_id) == organization_id,
+            col(Delivery.subscription_id) == subscription_id,
+            col(Delivery.error_kind).is_(None) if kind is None else col(Delivery.error_kind) == kind,
+            _DEAD,
+        ),
+        (),
+        lists.REACH,
+    )
 
 
 async def _in_time(driver: Any, timeout_ms: int, statement: str, *values: Any) -> list[Any]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from time import monotonic
 from typing import Any
@@ -17,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from core import selection
+from core import ids, selection
 from core.errors import ValidationFailed
 from core.models import (
     Delivery,
@@ -164,6 +165,17 @@ async def preview(
     return await _judged(session, action, rows, overlaps)
 
 
+async def until(session: AsyncSession, organization_id: UUID, filters: Mapping[str, Any]) -> datetime:
+    """Of a selection that is larger than `MAX_SELECTION`: up to when as many as that were accepted, the oldest first.
+    Raises `ValidationFailed` where that takes longer than `COUNT_TIMEOUT_MS`."""
+    key = col(Delivery.id)
+    query = (
+        select(key).where(*selection.conditions(organization_id, filters)).order_by(key).offset(MAX_SELECTION).limit(1)
+    )
+    async with in_time(session):
+        return ids.time_of((await session.exec(query)).one())
+
+
 @asynccontextmanager
 async def in_time(session: AsyncSession, timeout_ms: float = COUNT_TIMEOUT_MS) -> AsyncIterator[None]:
     """Raises `ValidationFailed` when a statement takes longer."""
@@ -224,9 +236,9 @@ async def _overlaps(
 async def _judged(
     session: AsyncSession, action: ReplayAction, rows: Sequence[Row], overlaps: Sequence[Overlap]
 ) -> Preview:
-    ids = {row[0] for row in rows}
+    of = {row[0] for row in rows}
     columns = col(Subscription.id), col(Subscription.status), col(Subscription.circuit_breaker)
-    known = {one[0]: one for one in (await session.exec(select(*columns).where(columns[0].in_(ids)))).all()}
+    known = {one[0]: one for one in (await session.exec(select(*columns).where(columns[0].in_(of)))).all()}
     groups: Counter[tuple[UUID, str | None]] = Counter()
     skips: Counter[tuple[UUID, str | None, SkipReason]] = Counter()
     states: Counter[State] = Counter()

@@ -22,7 +22,7 @@ from core.database import Database, driver_of, spares_others
 from core.errors import Conflict, NotFound, ValidationFailed
 from core.hints import Hint
 from core.models import Delivery, Replay, ReplayAction, ReplayItem, ReplayStatus
-from core.replay_preview import COUNT_TIMEOUT_MS, MAX_SELECTION, UNFINISHED, Group, in_time, preview
+from core.replay_preview import COUNT_TIMEOUT_MS, MAX_SELECTION, UNFINISHED, Group, in_time, preview, until
 
 __all__ = [
     "COUNT_TIMEOUT_MS",
@@ -36,6 +36,7 @@ __all__ = [
     "replay_one",
     "set_rate",
     "tick",
+    "until",
 ]
 
 log = structlog.get_logger(__name__)
@@ -207,9 +208,11 @@ async def _why_not(driver: Any, organization_id: UUID, delivery_id: UUID) -> Not
     return Conflict(f"Its subscription is {status}, so nothing can be sent to it{hint}")
 
 
-async def get(session: AsyncSession, organization_id: UUID, replay_id: UUID, *, lock: bool = False) -> Replay:
-    """Raises `NotFound` when there is none in this organization."""
-    query = select(Replay).where(Replay.id == replay_id, Replay.organization_id == organization_id)
+async def get(session: AsyncSession, organization_id: UUID | None, replay_id: UUID, *, lock: bool = False) -> Replay:
+    """Raises `NotFound` when there is none in this organization; None: in any."""
+    query = select(Replay).where(Replay.id == replay_id)
+    if organization_id is not None:
+        query = query.where(Replay.organization_id == organization_id)
     found = (await session.exec(query.with_for_update() if lock else query)).one_or_none()
     if found is None:
         raise NotFound(f"There is no replay {ids.show(ids.REPLAY, replay_id)}")

@@ -16,7 +16,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from core import ids
 from core.errors import ValidationFailed
 from core.failures import ErrorKind
-from core.models import OFF_PATH, Delivery, Event, ItemOutcome, ReplayItem
+from core.models import OFF_PATH, Delivery, Event, ItemOutcome, Replay, ReplayItem, Subscription
 from core.states import DeadReason, DiscardReason, PendingReason, State
 
 MAX_IDS = 1_000
@@ -89,6 +89,17 @@ def choose(organization_id: UUID, filters: Mapping[str, Any]) -> Choice:
         return Choice(walked, list(built.values()), events=events)
     walk("subscription_id")
     return Choice(walked, list(built.values()))
+
+
+async def owner(session: AsyncSession, filters: Mapping[str, Any]) -> UUID | None:
+    """Whose the deliveries are that `filters` name: by their subscription, replay, event or first id; None where they
+    name none of these, or what there is not. Raises ValueError for what is no id."""
+    found: UUID | None = None
+    for name, prefix, model in _OWNED:
+        if found is None and filters.get(name):
+            id_ = _id(prefix, words(filters[name])[0])
+            found = (await session.exec(select(model.organization_id).where(model.id == id_))).one_or_none()
+    return found
 
 
 async def plan_by_value(session: AsyncSession) -> None:
@@ -225,6 +236,14 @@ _FILTERS: Mapping[str, Callable[[Any], Condition]] = {
     "ids": _ids,
     **{name: partial(compare, col(Delivery.id)) for name, compare in _SPAN.items()},
 }
+
+# What tells whose a delivery is.
+_OWNED: Sequence[tuple[str, str, Any]] = (
+    ("subscription_id", ids.SUBSCRIPTION, Subscription),
+    ("replay_id", ids.REPLAY, Replay),
+    ("event_id", ids.EVENT, Event),
+    ("ids", ids.DELIVERY, Delivery),
+)
 
 # Whether a value of a filter chooses only what `OFF_PATH` holds for.
 _LEAVES_THE_PATH: Mapping[str, Callable[[Any], bool]] = {

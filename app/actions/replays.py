@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import structlog
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app import views
 from app.caller import Caller
@@ -85,28 +86,28 @@ async def create(
     return replay, groups
 
 
-async def operate(caller: Caller, organization_id: UUID, replay_id: UUID, operation: str) -> Replay:
-    """Raises `NotFound`, or `Conflict` where its status does not allow it."""
+async def operate(caller: Caller, organization_id: UUID | None, replay_id: UUID, operation: str) -> Replay:
+    """`organization_id`: None where it may be any's. Raises `NotFound`, or `Conflict` where its status forbids it."""
     async with caller.transaction() as session:
         locked = await replays.get(session, organization_id, replay_id, lock=True)
         before = views.replay(locked)
-        replay = await replays.operate(session, organization_id, replay_id, operation)
-        after = views.replay(replay)
-        caller.audit(
-            session, AUDITED[operation], after["id"], before=before, after=after, organization_id=organization_id
-        )
+        replay = await replays.operate(session, locked.organization_id, replay_id, operation)
+        _audit(caller, session, AUDITED[operation], before, replay)
     return replay
 
 
-async def set_rate(caller: Caller, organization_id: UUID, replay_id: UUID, rate_per_second: int) -> Replay:
-    """Raises `ValidationFailed`, `NotFound`, or `Conflict` where nothing is left to be done."""
+async def set_rate(caller: Caller, organization_id: UUID | None, replay_id: UUID, rate_per_second: int) -> Replay:
+    """As `operate`. Raises `ValidationFailed`, `NotFound`, or `Conflict` where nothing is left to be done."""
     async with caller.transaction() as session:
         locked = await replays.get(session, organization_id, replay_id, lock=True)
         before = views.replay(locked)
-        replay = await replays.set_rate(session, organization_id, replay_id, rate_per_second)
-        after = views.replay(replay)
-        if after != before:
-            caller.audit(
-                session, "replay.updated", after["id"], before=before, after=after, organization_id=organization_id
-            )
+        replay = await replays.set_rate(session, locked.organization_id, replay_id, rate_per_second)
+        if replay.rate_per_second != before["rate_per_second"]:
+            _audit(caller, session, "replay.updated", before, replay)
     return replay
+
+
+def _audit(caller: Caller, session: AsyncSession, action: str, before: Mapping[str, Any], replay: Replay) -> None:
+    after = views.replay(replay)
+    of = replay.organization_id
+    caller.audit(session, action, after["id"], before=before, after=after, organization_id=of)

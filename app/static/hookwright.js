@@ -184,7 +184,8 @@
   let kept = null // what a swap would lose
 
   const isTyping = () => find('[data-live] :is(input:not([type="checkbox"], [type="radio"]), textarea, select):focus') !== null
-  const isQuiet = () => document.hidden || isSelecting() || isDialogOpen() || isTyping()
+  const isPressing = () => find('button:active, a:active') !== null // what is replaced between down and up gets no click
+  const isQuiet = () => document.hidden || isSelecting() || isDialogOpen() || isTyping() || isPressing()
   document.addEventListener('htmx:beforeRequest', event => {
     if (event.target.matches('[data-live]') && isQuiet()) event.preventDefault()
   })
