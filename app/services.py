@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from arq.connections import ArqRedis
 
@@ -15,6 +15,7 @@ from core.oidc import Provider
 from core.rate_limits import RateLimits
 from core.sealing import Sealer
 from core.settings import Settings
+from core.stats import Histories
 from core.subscription_checks import SubscriptionChecks
 from core.subscriptions import Rules
 
@@ -32,6 +33,7 @@ class Services:
     breakers: Breakers
     checks: SubscriptionChecks
     oidc: Provider | None = None  # where users sign in besides
+    histories: Histories = field(default_factory=Histories)
 
     @property
     def sealer(self) -> Sealer:

@@ -164,7 +164,7 @@ CROSS JOIN LATERAL (
 WHERE s.status = 'active' AND ($1::uuid IS NULL OR s.organization_id = $1)
     AND (
         s.id = ANY($4::uuid[])
-        OR failing.attempts > 0 AND 100.0 * fine.attempts < $3 * (failing.attempts + fine.attempts)
+        OR failing.attempts > 0 AND 100.0 * fine.attempts < $3::float8 * (failing.attempts + fine.attempts)
     )
 """
 _STOPPED = """

@@ -136,7 +136,7 @@ async def take(visit: Visit, span: Span, organization_id: UUID | None) -> Snapsh
     async with visit.services.database.driver() as driver:
         return Snapshot(
             now,
-            await stats.history(driver, organization_id or INSTALLATION, span, now),
+            await visit.services.histories.of(driver, organization_id or INSTALLATION, span, now),
             await unwell.judge(driver, breakers, now, organization_id),
             await stats.queue(driver, organization_id),
             await workers.alive(driver),

@@ -14,7 +14,18 @@ from __future__ import annotations
 from core.stats.counts import COUNT_TIMEOUT_MS, MOST_COUNTED, Queue, Waiting, count, queue, waiting
 from core.stats.keeping import Keeper
 from core.stats.retention import prune
-from core.stats.series import LAST_DAY, LAST_HOUR, LAST_WEEK, Failures, History, Point, Span, history, sparklines
+from core.stats.series import (
+    LAST_DAY,
+    LAST_HOUR,
+    LAST_WEEK,
+    Failures,
+    Histories,
+    History,
+    Point,
+    Span,
+    history,
+    sparklines,
+)
 from core.stats.tally import INSTALLATION, WHOLE, Tally
 from core.stats.totals import Figures, figures
 
@@ -28,6 +39,7 @@ __all__ = [
     "WHOLE",
     "Failures",
     "Figures",
+    "Histories",
     "History",
     "Keeper",
     "Point",

@@ -35,8 +35,11 @@ class Span:
 
     def since(self, now: datetime) -> datetime:
         """Where the first point begins; the last one holds `now`."""
-        begun = EPOCH + (now - EPOCH) // self.step * self.step
-        return begun - (self.points - 1) * self.step
+        return self.begin_of(now) - (self.points - 1) * self.step
+
+    def begin_of(self, moment: datetime) -> datetime:
+        """Where the point begins that holds `moment`."""
+        return EPOCH + (moment - EPOCH) // self.step * self.step
 
 
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # a Saturday; only whole steps since then matter
@@ -70,7 +73,58 @@ async def history(
     """Of an organization, of the installation where that is `INSTALLATION`, or of one subscription. Reads one range of
     the primary key, as `figures` does: one row a minute and kind of error."""
     since = span.since(now)
-    rows = await driver.fetch(_HISTORY, organization_id, subscription_id or WHOLE, since, span.step, EPOCH)
+    return _history(await _read(driver, (organization_id, subscription_id or WHOLE, span.step), since), span, since)
+
+
+_Key = tuple[UUID, UUID, timedelta]  # organization, subscription, step
+SETTLED_AFTER = timedelta(minutes=5)  # more than clocks differ
+
+
+@dataclass(slots=True)
+class _Known:
+    """Rows of the steps from `since` on that ended before `until`."""
+
+    since: datetime
+    until: datetime
+    rows: list[Any]
+
+
+class Histories:
+    """Histories for a page that asks for them every few seconds. Rows are added to in their own minute and never after,
+    so what was read of a step that is over need not be read again.
+
+    `most`: of so many it remembers what it read; a week of one with failures of all kinds takes about 1 MB.
+    """
+
+    def __init__(self, most: int = 16) -> None:
+        self._most = most
+        self._known: dict[_Key, _Known] = {}  # the one that was asked for last comes last
+
+    async def of(
+        self, driver: Any, organization_id: UUID, span: Span, now: datetime, subscription_id: UUID | None = None
+    ) -> History:
+        """The same as `history`."""
+        key = (organization_id, subscription_id or WHOLE, span.step)
+        since, settled = span.since(now), span.begin_of(now - SETTLED_AFTER)
+        known = self._known.pop(key, None)
+        if known is None or known.since > since or known.until < since:
+            known = _Known(since, since, [])
+        rows = [row for row in known.rows if row["at"] >= since]
+        rows += await _read(driver, key, known.until)
+        kept = [row for row in rows if row["at"] < settled]
+        self._known[key] = _Known(since, max(since, settled), kept)
+        for oldest in list(self._known)[: -self._most]:
+            del self._known[oldest]
+        return _history(rows, span, since)
+
+
+async def _read(driver: Any, key: _Key, since: datetime) -> list[Any]:
+    organization_id, subscription_id, step = key
+    rows: list[Any] = await driver.fetch(_HISTORY, organization_id, subscription_id, since, step, EPOCH)
+    return rows
+
+
+def _history(rows: Sequence[Any], span: Span, since: datetime) -> History:
     points = [Point(since + n * span.step) for n in range(span.points)]
     for row in rows:
         place = min(int((row["at"] - since) / span.step), span.points - 1)  # a clock ahead of ours

@@ -16,7 +16,7 @@ from core import erasure, ids, stats
 from core.deliveries import Claimed, Finish, Verdict
 from core.failures import ErrorKind
 from core.states import DeadReason, DiscardReason, PendingReason, State
-from core.stats import INSTALLATION, WHOLE, Figures, Keeper, Tally, counts, durations, retention, totals
+from core.stats import INSTALLATION, WHOLE, Figures, Histories, Keeper, Tally, counts, durations, retention, totals
 from tests.platform import eventually
 from tests.seeds import EXHAUSTED, LATER, SUCCESS, Seeds, seeded, tried
 
@@ -369,6 +369,62 @@ def test_a_history_has_a_point_a_step_and_the_figures_of_all(database_url: str) 
         assert (of_one.figures.attempts, of_one.figures.accepted) == (3, 0)
         none = await stats.history(seeds.driver, uuid4(), stats.LAST_WEEK, now)
         assert (len(none.points), none.figures.attempts, none.errors) == (168, 0, [])
+
+    seeded(database_url, run)
+
+
+def minute_of(now: datetime, minutes_ago: int) -> datetime:
+    return now.replace(second=0, microsecond=0) - timedelta(minutes=minutes_ago)
+
+
+def test_a_history_is_read_again_only_where_it_can_have_changed(database_url: str) -> None:
+    async def run(seeds: Seeds) -> None:
+        now = datetime.now(UTC)
+        asked: list[datetime] = []
+
+        class Noting:
+            async def fetch(self, statement: str, *values: Any) -> Any:
+                asked.append(values[2])
+                return await seeds.driver.fetch(statement, *values)
+
+        histories = Histories(most=2)
+
+        async def same(at: datetime, span: stats.Span = stats.LAST_DAY) -> None:
+            found = await histories.of(Noting(), seeds.organization_id, span, at)
+            assert found == await stats.history(seeds.driver, seeds.organization_id, span, at)
+
+        for minutes_ago in (0, 3, 6, 17, 60, 200, 1430):
+            for kind in ("", "dns"):
+                await seeds.driver.execute(
+                    "INSERT INTO delivery_stats (organization_id, subscription_id, minute, error_kind, attempts, dead)"
+                    " VALUES ($1, $2, $3, $4, $5, 1)",
+                    *(seeds.organization_id, WHOLE, minute_of(now, minutes_ago), kind, minutes_ago + 1),
+                )
+        await same(now)
+        since, step = stats.LAST_DAY.since(now), stats.LAST_DAY.step
+        assert asked == [since]
+        for later in (timedelta(0), timedelta(seconds=40), timedelta(minutes=31), timedelta(hours=5)):
+            asked.clear()
+            await seeds.driver.execute(
+                "UPDATE delivery_stats SET attempts = attempts + 1 WHERE minute > $1",
+                now + later - timedelta(minutes=4),
+            )
+            await same(now + later)
+            assert len(asked) == 1
+            assert asked[0] >= stats.LAST_DAY.begin_of(now) - step, "what is long over is not read again"
+        asked.clear()
+        await same(now)  # a clock that went back
+        await same(now + timedelta(days=3))
+        assert asked == [since, stats.LAST_DAY.since(now + timedelta(days=3))]
+
+        asked.clear()
+        await same(now, stats.LAST_HOUR)
+        await same(now, stats.LAST_WEEK)
+        await same(now + timedelta(days=3))
+        spans = (stats.LAST_HOUR, stats.LAST_WEEK)
+        assert asked == [*(one.since(now) for one in spans), stats.LAST_DAY.since(now + timedelta(days=3))], (
+            "only so many are remembered"
+        )
 
     seeded(database_url, run)
 
