@@ -5,8 +5,11 @@ from __future__ import annotations
 from starlette.routing import BaseRoute, Mount, Route
 
 from app import health, oauth
-from app.admin import account, dead_letters, overview, set_up, sign_in, single_sign_on, users
+from app.admin import account, dead_letters, go, overview, set_up, settings, sign_in, single_sign_on, users
+from app.admin import api_keys as api_keys_page
 from app.admin import audit_log as audit_log_page
+from app.admin import event_types as event_types_page
+from app.admin import organizations as organizations_page
 from app.admin import replays as replays_page
 from app.admin.frame import Page, PageResource
 from app.api import (
@@ -199,7 +202,45 @@ PAGES: dict[str, dict[str, Page]] = {
     "/users/{id}/disable": {"POST": Page(users.disable, role=Role.ADMIN)},
     "/users/{id}/enable": {"POST": Page(users.enable, role=Role.ADMIN)},
     "/users/{id}/reset": {"POST": Page(users.reset, role=Role.ADMIN)},
+    "/users/{id}/sessions/revoke": {"POST": Page(users.end_all_sessions, role=Role.ADMIN)},
+    "/users/{id}/sessions/{session}/revoke": {"POST": Page(users.end_session, role=Role.ADMIN)},
+    "/organizations": {
+        "GET": Page(organizations_page.index, role=Role.VIEWER),
+        "POST": Page(organizations_page.create, role=Role.ADMIN),
+    },
+    "/organizations/new": {"GET": Page(organizations_page.new, role=Role.ADMIN)},
+    "/organizations/{id}": {
+        "GET": Page(organizations_page.show, role=Role.VIEWER),
+        "POST": Page(organizations_page.rename, role=Role.ADMIN),
+    },
+    "/organizations/{id}/delete": {
+        "GET": Page(organizations_page.ask, role=Role.ADMIN),
+        "POST": Page(organizations_page.delete, role=Role.ADMIN),
+    },
+    "/api-keys": {
+        "GET": Page(api_keys_page.index, role=Role.ADMIN),
+        "POST": Page(api_keys_page.create, role=Role.ADMIN),
+    },
+    "/api-keys/new": {"GET": Page(api_keys_page.new, role=Role.ADMIN)},
+    "/api-keys/{id}": {
+        "GET": Page(api_keys_page.show, role=Role.ADMIN),
+        "POST": Page(api_keys_page.update, role=Role.ADMIN),
+    },
+    "/api-keys/{id}/revoke": {"POST": Page(api_keys_page.revoke, role=Role.ADMIN)},
+    "/event-types": {
+        "GET": Page(event_types_page.index, role=Role.VIEWER),
+        "POST": Page(event_types_page.create, role=Role.ADMIN),
+    },
+    "/event-types/new": {"GET": Page(event_types_page.new, role=Role.ADMIN)},
+    "/event-types/{organization}/{name}": {
+        "GET": Page(event_types_page.show, role=Role.VIEWER),
+        "POST": Page(event_types_page.update, role=Role.ADMIN),
+    },
+    "/event-types/{organization}/{name}/delete": {"POST": Page(event_types_page.delete, role=Role.ADMIN)},
     "/audit-log": {"GET": Page(audit_log_page.index, role=Role.ADMIN)},
+    "/audit-log/{id}": {"GET": Page(audit_log_page.show, role=Role.ADMIN)},
+    "/settings": {"GET": Page(settings.index, role=Role.ADMIN)},
+    "/go": {"GET": Page(go.show, role=Role.VIEWER)},
 }
 
 # For anybody: whether the process is well, what the API is, and what pages are drawn with. They show nothing of

@@ -20,6 +20,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from core import ids
 from core.access_tokens import Claims
 from core.errors import AuthenticationFailed, NotFound, ValidationFailed, quoted
+from core.lists import REACH, Walk
 from core.models import ApiKey, Organization, RateTier
 from core.organizations import check_name
 from core.quotas import MAX_API_KEYS, check_room
@@ -182,6 +183,24 @@ async def _note_use(session: AsyncSession, sealer: Sealer, key: ApiKey, text: st
         await session.exec(update(ApiKey).where(col(ApiKey.id) == key.id).values(**changes))
 
 
+def walk(organization_id: UUID | None = None, *, platform: bool = False, revoked: bool | None = None) -> Walk:
+    """The keys of one organization, with `platform` those of none, else all; `revoked`: only those that are, or not."""
+    of = [col(ApiKey.organization_id) == organization_id] if organization_id is not None else []
+    if platform:
+        of = [col(ApiKey.organization_id).is_(None)]
+    ended = col(ApiKey.revoked_at)
+    checked = [] if revoked is None else [ended.is_not(None) if revoked else ended.is_(None)]
+    return Walk(ApiKey, of, checked, REACH)
+
+
+async def find(session: AsyncSession, key_id: UUID) -> ApiKey:
+    """Whosever it is. Raises `NotFound`."""
+    key = await session.get(ApiKey, key_id)
+    if key is None:
+        raise _unknown(key_id)
+    return key
+
+
 async def get(session: AsyncSession, key_id: UUID, organization_id: UUID | None = None) -> ApiKey:
     """The key, locked. Raises `NotFound`; `organization_id` narrows the search to one tenant."""
     query = select(ApiKey).where(ApiKey.id == key_id).with_for_update()
@@ -189,8 +208,12 @@ async def get(session: AsyncSession, key_id: UUID, organization_id: UUID | None 
         query = query.where(ApiKey.organization_id == organization_id)
     key = (await session.exec(query)).one_or_none()
     if key is None:
-        raise NotFound(f"There is no API key {ids.show(ids.API_KEY, key_id)}")
+        raise _unknown(key_id)
     return key
+
+
+def _unknown(key_id: UUID) -> NotFound:
+    return NotFound(f"There is no API key {ids.show(ids.API_KEY, key_id)}")
 
 
 async def update_fields(

@@ -26,6 +26,56 @@ class Actor:
     request_id: str | None = None
 
 
+# All that entries may say was done; a test holds the list against the code.
+ACTIONS = (
+    "api_key.created",
+    "api_key.revoked",
+    "api_key.updated",
+    "audit_log.erased",  # by the database itself, where somebody else's hand than erasure's deleted entries
+    "circuit_breaker.reset",
+    "delivery.discarded",
+    "delivery.replayed",
+    "event.redacted",
+    "event_type.created",
+    "event_type.deleted",
+    "event_type.updated",
+    "installation.set_up",
+    "organization.created",
+    "organization.deleted",
+    "organization.erased",
+    "organization.updated",
+    "replay.cancelled",
+    "replay.created",
+    "replay.paused",
+    "replay.resumed",
+    "replay.updated",
+    "secret_keys.rotated",
+    "session.all_revoked",
+    "session.others_revoked",
+    "session.revoked",
+    "session.signed_out",
+    "sign_in.failed",
+    "sign_in.succeeded",
+    "sign_in.throttled",
+    "subscription.created",
+    "subscription.deleted",
+    "subscription.disabled",
+    "subscription.paused",
+    "subscription.resumed",
+    "subscription.secret_revealed",
+    "subscription.secret_rotated",
+    "subscription.tested",
+    "subscription.updated",
+    "user.created",
+    "user.disabled",
+    "user.enabled",
+    "user.identity_linked",
+    "user.link_created",
+    "user.password_changed",
+    "user.updated",
+)
+
+
 COMMAND_LINE = Actor("command line")
 ANYBODY = Actor("anybody")  # somebody who has not signed in
 WORKER = Actor("worker")  # what the platform does by itself

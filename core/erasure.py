@@ -13,7 +13,7 @@ first on. The order matters where a later table's rows would bring an earlier on
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -26,6 +26,7 @@ from core.audit import Actor
 from core.breakers import UNREACHABLE, Breakers
 from core.database import Database, driver_of, spares_others
 from core.models import Organization
+from core.models_access import AuditEntry
 
 BATCH = 1_000  # rows a transaction deletes of a table at most
 WORK_S = 0.5  # of each call of `advance`
@@ -86,6 +87,15 @@ SET deleted_at = now(), subscriptions_version = subscriptions_version + 1, versi
 WHERE id = $1 AND deleted_at IS NULL RETURNING deleted_at
 """
 _REVOKE = "UPDATE api_keys SET revoked_at = now() WHERE organization_id = $1 AND revoked_at IS NULL"
+
+
+async def last_word(session: AsyncSession, organization_id: UUID) -> Mapping[str, int] | None:
+    """Of an organization that has been erased: how many rows it had, by table. None for any other."""
+    query = select(AuditEntry).where(
+        AuditEntry.resource == ids.show(ids.ORGANIZATION, organization_id), AuditEntry.action == "organization.erased"
+    )
+    found = (await session.exec(query.limit(1))).first()
+    return None if found is None else (found.after or {}).get("rows", {})
 
 
 # --- erasing -------------------------------------------------------------------------------------------------------

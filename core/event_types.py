@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy.exc import IntegrityError
@@ -13,6 +13,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from core import ids
 from core.errors import Conflict, NotFound, ValidationFailed
+from core.lists import REACH, Walk
 from core.models import EventType, Subscription
 from core.patterns import PatternSet, validate_event_type
 from core.quotas import MAX_EVENT_TYPES, check_room
@@ -77,17 +78,32 @@ def _fill(row: EventType, given: Mapping[str, Any]) -> None:
         raise ValidationFailed(details=faults)
 
 
+def walk(organization_id: UUID | None = None, text: str = "") -> Walk:
+    """The catalogue of one organization or of all; of types whose name holds `text`, in whatever case."""
+    of = [] if organization_id is None else [col(EventType.organization_id) == organization_id]
+    named = [col(EventType.name).icontains(text, autoescape=True)] if text else []
+    return Walk(EventType, of, named, REACH)
+
+
+class Subscriber(NamedTuple):
+    """A subscription whose patterns match an event type; what its filters say is not looked at."""
+
+    id: UUID
+    url: str
+    status: str
+    patterns: Sequence[str]
+
+
 @dataclass(frozen=True, slots=True)
 class Subscribers:
-    """Subscriptions whose patterns match an event type; what their filters say is not looked at."""
-
-    rows: Sequence[Subscription]
+    found: Sequence[Subscriber]
     all_were_seen: bool  # of the organization's subscriptions, the first `MOST_LOOKED_AT`
 
 
 async def subscribers(session: AsyncSession, organization_id: UUID, name: str) -> Subscribers:
-    """Who would be asked about an event of this type."""
-    query = select(Subscription).where(Subscription.organization_id == organization_id, KEPT)
-    rows = (await session.exec(query.order_by(col(Subscription.id)).limit(MOST_LOOKED_AT + 1))).all()
-    matching = [row for row in rows[:MOST_LOOKED_AT] if PatternSet(row.events).matches(name)]
-    return Subscribers(matching, len(rows) <= MOST_LOOKED_AT)
+    """Who is asked about an event of this type."""
+    query = select(Subscription.id, Subscription.url, Subscription.status, Subscription.events)
+    query = query.where(Subscription.organization_id == organization_id, KEPT).order_by(col(Subscription.id))
+    rows = (await session.exec(query.limit(MOST_LOOKED_AT + 1))).all()
+    seen = [Subscriber(*row) for row in rows[:MOST_LOOKED_AT]]
+    return Subscribers([one for one in seen if PatternSet(one.patterns).matches(name)], len(rows) <= MOST_LOOKED_AT)

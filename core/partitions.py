@@ -64,6 +64,15 @@ async def oldest(driver: Any, table: str) -> date | None:
     return min((day for day in found if day is not None), default=None)
 
 
+async def sizes(driver: Any) -> dict[tuple[str, date], int]:
+    """The bytes that each partition takes with its indexes, by table and day."""
+    found = {}
+    for row in await driver.fetch(_SIZES, list(TABLES)):
+        if (day := day_in(row["relname"])) is not None:
+            found[row["relname"].rpartition("_p")[0], day] = row["size"]
+    return found
+
+
 def days_ahead(today: date) -> list[date]:
     """Yesterday (for clocks that lag) up to a week ahead."""
     return [today + timedelta(days=n) for n in range(-1, DAYS_AHEAD + 1)]
@@ -122,6 +131,7 @@ SELECT child.relname
 FROM pg_inherits JOIN pg_class child ON child.oid = inhrelid JOIN pg_class parent ON parent.oid = inhparent
 WHERE parent.relname = ANY($1) AND parent.relnamespace = current_schema()::regnamespace
 """
+_SIZES = _PARTITIONS.replace("SELECT child.relname", "SELECT child.relname, pg_total_relation_size(child.oid) AS size")
 # The bounds as literals, so that PostgreSQL sees at once that they are a whole partition; the states as partial indexes
 # have them (`drop_partitions` asks the same), so that it is not read. What is being sent has no reason.
 _UNFINISHED = """

@@ -144,6 +144,27 @@ def identity_provider(text: str) -> str:
     return text
 
 
+def without_secrets(text: str) -> str:
+    """One of these URLs for people to read: without its password, or whatever stands in place of it."""
+    scheme, _, rest = text.partition("://")
+    scheme = scheme.removesuffix("+asyncpg")
+    end = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
+    credentials, at, hosts = rest[:end].rpartition("@")
+    # A password may not have been written as it must be: what follows the last @ of all is beyond it.
+    if "@" in rest[end:]:
+        return f"{scheme}://{HIDDEN}"
+    user, colon, _ = credentials.partition(":")
+    # A user of PostgreSQL is a role; elsewhere what stands there may be a token.
+    shown = (f"{user}:{HIDDEN}" if colon else user) if scheme == "postgresql" else HIDDEN if credentials else ""
+    path, mark, query = rest[end:].partition("?")
+    kept = "&".join(pair for pair in query.split("&") if pair.partition("=")[0] in _HARMLESS)
+    return f"{scheme}://{shown}{at}{hosts}{path}{mark if kept else ''}{kept}"
+
+
+HIDDEN = "••••"
+_HARMLESS = _KEPT | {"db"}
+
+
 def _check_port(text: str) -> None:
     if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 65_535):
         raise ValueError(_PORT_WRONG)

@@ -16,6 +16,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from core import audit, ids, sessions, sign_in_links, timestamps
 from core.audit import Actor
 from core.errors import Conflict, NotFound, ValidationFailed
+from core.lists import REACH, Walk
 from core.models_access import Role, User
 
 MAX_EMAIL_CHARS, MAX_NAME_CHARS = 254, 200
@@ -122,6 +123,12 @@ async def find(session: AsyncSession, email: str) -> User | None:
 async def every(session: AsyncSession) -> Sequence[User]:
     """All of them, by email."""
     return (await session.exec(select(User).order_by(col(User.email)))).all()
+
+
+def walk(text: str = "") -> Walk:
+    """Those whose email or name holds `text`, in whatever case; all without one."""
+    either = or_(col(User.email).icontains(text, autoescape=True), col(User.name).icontains(text, autoescape=True))
+    return Walk(User, (), [either] if text else (), REACH)
 
 
 async def there_are_any(session: AsyncSession) -> bool:

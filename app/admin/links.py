@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import NamedTuple
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from core import ids, users
 from core.errors import InvalidId
@@ -43,3 +43,8 @@ def link_of(text: str, role: str = Role.ADMIN) -> str | None:
     except InvalidId:
         return None
     return f"{place.folder}/{shown}" if place.folder else f"/go?{urlencode({'q': shown})}"
+
+
+def event_type(organization_id: str, name: str) -> str:
+    """The path of the page of an event type, which is named by its organization's id and its name."""
+    return f"/event-types/{organization_id}/{quote(name, safe='')}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
+from app.admin.lists import Filter, PageQuery
 from app.admin.visit import Visit
 from core import ids, sessions, set_up_link, users
 from core.errors import Conflict, ValidationFailed
@@ -14,6 +15,9 @@ ROLES = {
     Role.OPERATOR: "also replays, discards, pauses and resumes",
     Role.ADMIN: "also manages subscriptions, secrets, keys, organizations and users",
 }
+
+
+FILTERS = (Filter.text("text", "Email or name"),)
 
 
 async def index(visit: Visit) -> Response:
@@ -71,14 +75,36 @@ async def reset(visit: Visit) -> Response:
     return _link(visit, user, token)
 
 
+async def end_session(visit: Visit) -> Response:
+    """Signs somebody out in one browser."""
+    user_id, session_id = visit.path_id(ids.USER), visit.path_id(ids.SESSION, "session")
+    shown = ids.show(ids.USER, user_id)
+    async with visit.transaction() as session:
+        await sessions.end(session, user_id, session_id)
+        visit.audit(session, "session.revoked", ids.show(ids.SESSION, session_id), after={"user_id": shown})
+    return visit.redirect(f"/users/{shown}?done=signed_out")
+
+
+async def end_all_sessions(visit: Visit) -> Response:
+    async with visit.transaction() as session:
+        user = await users.get(session, visit.path_id(ids.USER))
+        ended = await sessions.end_all(session, user.id)
+        if ended:
+            visit.audit(session, "session.all_revoked", users.shown_id(user), after={"count": ended})
+    return visit.redirect(f"/users/{users.shown_id(user)}?done=signed_out")
+
+
 async def _list(visit: Visit, status: int = 200, errors: dict[str, list[str]] | None = None) -> Response:
-    async with visit.services.database.session() as session:
-        every = await users.every(session)
+    query = PageQuery.of(visit, FILTERS, ids.USER)
+    async with visit.transaction() as session:
+        page = await query.page(session, lambda asked: users.walk(asked.get("text", "")))
     form = visit.form
     return visit.render(
         "users/index.html",
-        status,
-        users=[{"id": users.shown_id(one), "row": one} for one in every],
+        query.status if status == 200 else status,
+        query=query,
+        page=page,
+        users=[{"id": users.shown_id(one), "row": one} for one in page.rows],
         roles=ROLES,
         given={"email": form.text("email"), "name": form.text("name"), "role": form.text("role") or Role.VIEWER},
         errors=errors or {},
@@ -94,7 +120,11 @@ async def _show(visit: Visit, status: int = 200, errors: dict[str, list[str]] | 
         status,
         user=user,
         path=f"/users/{users.shown_id(user)}",
-        sessions=theirs,
+        id=users.shown_id(user),
+        sessions=[
+            {"id": ids.show(ids.SESSION, one.id), "is_here": one.id == visit.here.id, "row": one} for one in theirs
+        ],
+        done={"signed_out": "They are signed out."},
         roles=ROLES,
         given={"name": visit.form.text("name"), "role": visit.form.text("role")}
         if errors and "disable" not in errors

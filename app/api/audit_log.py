@@ -25,7 +25,7 @@ from core.models_access import AuditEntry
 EXPORT_PAGE = 500  # entries in memory at once
 _FILTERS: Mapping[str, Callable[[str], ColumnElement[bool]]] = {
     "actor": lambda value: col(AuditEntry.actor) == value,
-    "action": lambda value: col(AuditEntry.action) == value,
+    "action": lambda value: col(AuditEntry.action).in_(value.split(",")),
     "resource": lambda value: col(AuditEntry.resource) == value,
     "created_after": lambda value: col(AuditEntry.id) >= ids.lowest_at(selection.moment(value)),
     "created_before": lambda value: col(AuditEntry.id) < ids.lowest_at(selection.moment(value)),

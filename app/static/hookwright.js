@@ -129,7 +129,7 @@
     j: () => move(1),
     k: () => move(-1),
     x: () => { const row = currentRow(); if (row) find('[data-select]', row)?.click(); goTo(row) },
-    '/': () => find('[data-search], .filters input:not([type="hidden"])')?.focus(),
+    '/': () => (find('main :is([data-search], .filters input:not([type="hidden"]))') ?? find('[data-search]'))?.focus(),
     '?': () => byId('keys-help').showModal(),
     Enter: () => { if (document.activeElement?.matches('tr[data-row]')) find('a[href]', document.activeElement)?.click() },
   }
