@@ -26,6 +26,7 @@ from core.breakers import UNREACHABLE
 from core.errors import InvalidId, NotFound
 from core.health import Health
 from core.models import Organization
+from core.models_access import Role
 from core.stats import INSTALLATION, History, Queue, Span
 from core.unwell import Judged, Reach, Unwell
 
@@ -217,6 +218,7 @@ class Step:
     text: str
     label: str
     href: str
+    role: Role  # the least that may do it
     is_done: bool
 
 
@@ -227,17 +229,25 @@ def steps_of(known: Sequence[Organization], seen: Snapshot) -> list[Step]:
     has_subscription = seen.judged.total > 0
     whose = f"?{urlencode({'organization': ids.show(ids.ORGANIZATION, known[0].id)})}" if known else ""
     return [
-        Step("Make an organization: a tenant, who owns what follows.", "Organizations", "/organizations", bool(known)),
+        Step(
+            "Make an organization: a tenant, who owns what follows.",
+            "Organizations",
+            "/organizations",
+            Role.ADMIN,
+            bool(known),
+        ),
         Step(
             "Subscribe a URL to events. Its secret, by which the receiver knows that an event is ours, is shown once.",
             "New subscription",
             f"/subscriptions/new{whose}",
+            Role.ADMIN,
             has_subscription,
         ),
         Step(
             "Send a test event from the subscription's page, and watch it arrive.",
             "Subscriptions",
             "/subscriptions",
+            Role.OPERATOR,
             False,
         ),
     ]

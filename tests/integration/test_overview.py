@@ -49,7 +49,9 @@ def test_what_to_do_first_when_there_is_nothing(database_url: str, redis_url: st
             assert re.search(r'class="button main" href="/organizations"', page.text)
             assert "takes an admin" not in page.text
         async with signed_in(p, "vic@example.com", Role.VIEWER) as viewer:
-            assert "takes an admin" in (await viewer.get("/")).text
+            page = await viewer.get("/")
+            assert "takes an admin" in page.text
+            assert 'href="/subscriptions' not in page.text, "what would be refused is not offered"
         stranger = Visitor(p.app)
         page = await stranger.get("/")
         assert page.status_code == 200
