@@ -5,12 +5,24 @@ from __future__ import annotations
 from starlette.routing import BaseRoute, Mount, Route
 
 from app import health, oauth
-from app.admin import account, dead_letters, go, overview, set_up, settings, sign_in, single_sign_on, users
+from app.admin import (
+    account,
+    dead_letters,
+    go,
+    overview,
+    set_up,
+    settings,
+    sign_in,
+    single_sign_on,
+    subscription_edit,
+    users,
+)
 from app.admin import api_keys as api_keys_page
 from app.admin import audit_log as audit_log_page
 from app.admin import event_types as event_types_page
 from app.admin import organizations as organizations_page
 from app.admin import replays as replays_page
+from app.admin import subscriptions as subscriptions_page
 from app.admin.frame import Page, PageResource
 from app.api import (
     audit_log,
@@ -197,6 +209,27 @@ PAGES: dict[str, dict[str, Page]] = {
     "/replays/{id}/resume": {"POST": Page(replays_page.resume, role=Role.OPERATOR)},
     "/replays/{id}/cancel": {"POST": Page(replays_page.cancel, role=Role.OPERATOR)},
     "/replays/{id}/rate": {"POST": Page(replays_page.set_rate, role=Role.OPERATOR)},
+    "/subscriptions": {
+        "GET": Page(subscriptions_page.index, role=Role.VIEWER),
+        "POST": Page(subscription_edit.create, role=Role.ADMIN),
+    },
+    "/subscriptions/new": {"GET": Page(subscription_edit.new, role=Role.ADMIN)},
+    "/subscriptions/check": {"POST": Page(subscription_edit.check, role=Role.ADMIN)},
+    "/subscriptions/{id}": {"GET": Page(subscriptions_page.show, role=Role.VIEWER)},
+    "/subscriptions/{id}/edit": {
+        "GET": Page(subscription_edit.edit, role=Role.ADMIN),
+        "POST": Page(subscription_edit.save, role=Role.ADMIN),
+    },
+    "/subscriptions/{id}/pause": {"POST": Page(subscriptions_page.pause, role=Role.OPERATOR)},
+    "/subscriptions/{id}/resume": {"POST": Page(subscriptions_page.resume, role=Role.OPERATOR)},
+    "/subscriptions/{id}/test": {"POST": Page(subscriptions_page.send_test, role=Role.OPERATOR)},
+    "/subscriptions/{id}/reset-breaker": {"POST": Page(subscriptions_page.reset_breaker, role=Role.OPERATOR)},
+    "/subscriptions/{id}/reveal": {"POST": Page(subscriptions_page.reveal, role=Role.ADMIN)},
+    "/subscriptions/{id}/rotate": {"POST": Page(subscriptions_page.rotate, role=Role.ADMIN)},
+    "/subscriptions/{id}/delete": {
+        "GET": Page(subscriptions_page.confirm_delete, role=Role.ADMIN),
+        "POST": Page(subscriptions_page.delete, role=Role.ADMIN),
+    },
     "/users": {"GET": Page(users.index, role=Role.ADMIN), "POST": Page(users.invite, role=Role.ADMIN)},
     "/users/{id}": {"GET": Page(users.show, role=Role.ADMIN), "POST": Page(users.update, role=Role.ADMIN)},
     "/users/{id}/disable": {"POST": Page(users.disable, role=Role.ADMIN)},

@@ -144,6 +144,7 @@ def circuit_breaker(row: Subscription, breaker: Breaker, now_ms: int) -> dict[st
 
 def circuit_breaker_change(row: BreakerChange) -> dict[str, Any]:
     return {
+        "id": ids.show(ids.BREAKER_CHANGE, row.id),
         "state": row.state,
         "failure_count": row.failures,
         "at": _time(ids.time_of(row.id)),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from core import ids, jsontext
@@ -121,6 +122,12 @@ def entry(
         address=actor.address,
         request_id=actor.request_id,
     )
+
+
+async def last(session: AsyncSession, resource: str, action: str) -> AuditEntry | None:
+    """When and by whom this was last done to it."""
+    query = select(AuditEntry).where(AuditEntry.resource == resource, AuditEntry.action == action)
+    return (await session.exec(query.order_by(col(AuditEntry.id).desc()).limit(1))).one_or_none()
 
 
 async def store(driver: Any, entries: Sequence[AuditEntry]) -> None:

@@ -7,11 +7,16 @@ itself (`worker.breaker_changes`); the web writes what a person did. A trial tha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
 from core import ids
 from core.breaker import BreakerState
+from core.models import BreakerChange
 
 PRUNE_BATCH = 10_000
 
@@ -37,6 +42,22 @@ async def store(driver: Any, changes: Sequence[Change]) -> None:
 async def close(driver: Any, subscription_id: UUID) -> None:
     """What was known of its receiver is forgotten. A row only where the history says that it was not CLOSED."""
     await driver.execute(_CLOSE, ids.new_id(), subscription_id)
+
+
+async def latest(session: AsyncSession, subscription_id: UUID, most: int) -> Sequence[BreakerChange]:
+    """The newest first."""
+    query = select(BreakerChange).where(BreakerChange.subscription_id == subscription_id)
+    return (await session.exec(query.order_by(col(BreakerChange.id).desc()).limit(most))).all()
+
+
+async def open_since(session: AsyncSession, subscription_id: UUID) -> datetime | None:
+    """When it opened for the first time since it was last CLOSED; None if that was before the history begins."""
+    changes = select(BreakerChange.id).where(BreakerChange.subscription_id == subscription_id).limit(1)
+    key, state = col(BreakerChange.id), col(BreakerChange.state)
+    closed = (await session.exec(changes.where(state == BreakerState.CLOSED).order_by(key.desc()))).one_or_none()
+    opened = changes.where(state == BreakerState.OPEN).order_by(key)
+    first = (await session.exec(opened if closed is None else opened.where(key > closed))).one_or_none()
+    return None if first is None else ids.time_of(first)
 
 
 async def prune(driver: Any, retention_days: int) -> None:

@@ -58,6 +58,13 @@ class Breakers:
             return {}
         return stored
 
+    async def of(self, subscription_ids: Sequence[UUID]) -> dict[UUID, Breaker]:
+        """Of these, blank or not."""
+        if not subscription_ids:
+            return {}
+        stored = await self._redis.hmget(KEY, [one.hex for one in subscription_ids])
+        return {one: Breaker.from_bytes(value or b"") for one, value in zip(subscription_ids, stored, strict=True)}
+
     async def get(self, subscription_id: UUID) -> Breaker:
         return Breaker.from_bytes(await self._redis.hget(KEY, subscription_id.hex) or b"")
 

@@ -38,6 +38,7 @@ API_KEY = "key"
 USER = "usr"
 SESSION = "ses"
 AUDIT_ENTRY = "aud"
+BREAKER_CHANGE = "brc"
 SECRET = "sec"  # nosec B105 # noqa: S105 - the prefix of a signing secret's id, not a secret
 
 

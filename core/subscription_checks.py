@@ -25,6 +25,7 @@ from core.patterns import PatternSet
 MOST_EVENTS: Final = 100
 MOST_WALKED: Final = 1_000  # to find them among test events and redacted ones
 WORK_S: Final = 0.5  # of computing; costly filters on large events then saw fewer of them
+MOST_TYPES: Final = 500
 CHUNK: Final = 10  # events whose bodies are in memory at once
 AT_ONCE: Final = 2  # checks of one process: beside them it accepts events
 TURN_TIMEOUT_S: Final = 5.0
@@ -142,12 +143,27 @@ class _Check:
         return Outcome.FILTERED_OUT, self._explainer.explain(envelope)
 
 
+async def known_types(driver: Any, organization_id: UUID) -> list[str]:
+    """Event types to suggest: of the catalogue, and of the latest events."""
+    rows = await driver.fetch(_KNOWN_TYPES, organization_id, MOST_WALKED, MOST_TYPES)
+    return [row["name"] for row in rows]
+
+
 # Those that are matched by patterns: a test event goes to its one subscription, whatever that subscribes to.
 _LATEST = """
 SELECT id, event_type FROM (
     SELECT id, event_type, only_for, redacted_at FROM events WHERE organization_id = $1 ORDER BY id DESC LIMIT $2
 ) AS latest
 WHERE only_for IS NULL AND redacted_at IS NULL ORDER BY id DESC LIMIT $3
+"""
+_KNOWN_TYPES = """
+SELECT name FROM event_types WHERE organization_id = $1
+UNION
+SELECT event_type FROM (
+    SELECT event_type, only_for FROM events WHERE organization_id = $1 ORDER BY id DESC LIMIT $2
+) AS latest
+WHERE only_for IS NULL
+ORDER BY name LIMIT $3
 """
 _BODIES = """
 SELECT id, organization_id, event_type, occurred_at, branch_id, metadata, payload, data_at FROM events

@@ -107,8 +107,23 @@ async def get(
         query = query.with_for_update()
     found = (await session.exec(query)).one_or_none()
     if found is None:
-        raise NotFound(f"There is no subscription {ids.show(ids.SUBSCRIPTION, subscription_id)}")
+        raise _unknown(subscription_id)
     return found
+
+
+async def find(session: AsyncSession, subscription_id: UUID) -> Subscription:
+    """The same, whosesoever it is."""
+    query = select(Subscription).where(
+        Subscription.id == subscription_id, Subscription.status != SubscriptionStatus.DELETED
+    )
+    found = (await session.exec(query)).one_or_none()
+    if found is None:
+        raise _unknown(subscription_id)
+    return found
+
+
+def _unknown(subscription_id: UUID) -> NotFound:
+    return NotFound(f"There is no subscription {ids.show(ids.SUBSCRIPTION, subscription_id)}")
 
 
 async def update_fields(

@@ -26,6 +26,7 @@ OrganizationId = Annotated[str, WithJsonSchema(fields.id_of(ids.ORGANIZATION))]
 ReplayId = Annotated[str, WithJsonSchema(fields.id_of(ids.REPLAY))]
 KeyId = Annotated[str, WithJsonSchema(fields.id_of(ids.API_KEY))]
 SecretId = Annotated[str, WithJsonSchema(fields.id_of(ids.SECRET))]
+BreakerChangeId = Annotated[str, WithJsonSchema(fields.id_of(ids.BREAKER_CHANGE))]
 AuditEntryId = Annotated[str, WithJsonSchema(fields.id_of(ids.AUDIT_ENTRY))]
 Object = dict[str, Any]
 NOT_ALWAYS: Any = None  # a field with this default is absent at times
@@ -243,6 +244,7 @@ class CircuitBreaker(Answer):
 
 
 class CircuitBreakerChange(Answer):
+    id: BreakerChangeId
     state: BreakerState
     failure_count: int
     at: Time
