@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Self
 
 from cli.embedded.accounts import find_home
 from cli.embedded.paths import socket_dir_path
+from tests.forks import Forked
 from tests.services import make_data_dir
 
 HOOKWRIGHT = (sys.executable, "-P", "-m", "cli")
@@ -28,12 +30,15 @@ def clean_env(more: Mapping[str, str] | None = None) -> dict[str, str]:
 
 def hookwright(*arguments: str | Path, env: Mapping[str, str] | None = None, code: int = 0) -> str:
     """Runs a command to its end; returns its standard output. Fails unless its exit code is `code`."""
-    done = subprocess.run(
-        [*HOOKWRIGHT, *map(str, arguments)], env=clean_env(env), capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == code, f"{arguments}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr
-    return done.stdout if code == 0 else done.stderr
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        forked = Forked(*map(str, arguments), env=clean_env(env), stdout=out.fileno(), stderr=err.fileno())
+        done = forked.wait(60)
+        out.seek(0)
+        err.seek(0)
+        said, errors = out.read().decode(), err.read().decode()
+    assert done == code, f"{arguments}: exit code {done}\n{said}\n{errors}"
+    assert "Traceback" not in errors
+    return said if code == 0 else errors
 
 
 @contextmanager

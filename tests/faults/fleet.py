@@ -14,11 +14,11 @@ from cli.process import Command, Process, log_tail
 from cli.supervisor.ports import free_port, why_not_200
 from tests.faults.parts import Parts
 from tests.faults.scene import LEASE_MARGIN_S, SWEEP_S, Harm, Scene, until
+from tests.forks import ForkedProcess
 from tests.platform import environment
 from tests.receiver import Receiver
 
 START_WITHIN_S = 20.0
-OURSELVES = (sys.executable, "-P", "-m", "cli")
 ALTERED = (sys.executable, "-P", str(Path(__file__).with_name("altered.py")))
 HINTS_WITHIN_S = 12.0  # a pause of 2 s at most, then a connection, then jobs; and a sign of life each 2 s
 
@@ -120,9 +120,10 @@ class Fleet(Scene):
     def _spawn(self, *argv: str, altered: Mapping[str, str] | None = None, **settings: str) -> Process:
         log = self._folder / f"{len(self._processes)}-{argv[0]}.log"
         env = self._env | {f"HOOKWRIGHT_{name}": value for name, value in settings.items()}
-        ourselves = OURSELVES if altered is None else ALTERED
-        env |= altered or {}
-        process = Process.spawn(Command(argv[0], (*ourselves, *argv), env=env, log=log))
+        if altered is None:
+            process: Process = ForkedProcess(argv[0], *argv, env=env, log=log)
+        else:  # before anything is imported
+            process = Process.spawn(Command(argv[0], (*ALTERED, *argv), env=env | altered, log=log))
         self._processes.append(process)
         return process
 

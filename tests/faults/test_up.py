@@ -16,7 +16,8 @@ from bench import usage
 from cli.embedded import find_running
 from cli.embedded.paths import SOCKET_BASE, folder_id
 from cli.process import Command, Process
-from tests.faults.fleet import OURSELVES, without_settings
+from tests.commands import HOOKWRIGHT
+from tests.faults.fleet import without_settings
 from tests.faults.ledger import settle
 from tests.faults.producer import Producer
 from tests.faults.scene import LEASE_MARGIN_S, SWEEP_S, Harm, Scene, until
@@ -71,7 +72,7 @@ async def _up(log: Path) -> AsyncIterator[tuple[Process, str, Path]]:
     """A platform with a data folder of its own: its process, its URL, the folder."""
     data_dir = make_data_dir()
     env = without_settings() | SETTINGS
-    argv = (*OURSELVES, "up", "--port", "0", "--data-dir", str(data_dir))
+    argv = (*HOOKWRIGHT, "up", "--port", "0", "--data-dir", str(data_dir))
     up = Process.spawn(Command("up", argv, env=env, log=log, parent_death_signal=signal.SIGTERM))
     try:
 

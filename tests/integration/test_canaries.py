@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import subprocess
 import threading
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -27,8 +26,9 @@ from core.database import Database
 from core.logs import _forget_details, _without_details
 from core.sealing import Sealer
 from tests.api import SUBSCRIPTIONS
-from tests.commands import HOOKWRIGHT, clean_env
+from tests.commands import clean_env
 from tests.dumps import dump, forms, leaks
+from tests.forks import Forked
 from tests.pages import SAME_ORIGIN, form_token_in
 from tests.platform import SECRET_KEY, environment, eventually
 from tests.receiver import Receiver
@@ -138,7 +138,7 @@ class System:
             env = clean_env(environment(database_url, redis_url, LOG_LEVEL="debug", LOG_FORMAT=log_format, **more))
             for arguments in (("web", "--port", str(port)), ("worker",)):
                 log = self._stack.enter_context((folder / f"{arguments[0]}-{log_format}.log").open("wb"))
-                process = subprocess.Popen([*HOOKWRIGHT, *arguments], env=env, stdout=log, stderr=log)
+                process = Forked(*arguments, env=env, stdout=log.fileno(), stderr=log.fileno())
                 self._stack.callback(process.wait)
                 self._stack.callback(process.kill)
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -24,8 +21,9 @@ from core.errors import NotFound
 from core.sealing import Sealer
 from core.states import State
 from tests.api import FAST, SUBSCRIPTIONS, error_of, make_key, make_organization, run, success_of
-from tests.commands import HOOKWRIGHT, clean_env, hookwright
+from tests.commands import clean_env, hookwright
 from tests.dumps import dump, leaks
+from tests.forks import Forked
 from tests.integration.test_deliveries import blocked
 from tests.platform import SECRET_KEY, Platform, environment, eventually, shown
 from tests.receiver import Receiver
@@ -190,13 +188,15 @@ def test_an_organization_is_gone_at_once_and_then_from_every_table(
 
 
 @contextmanager
-def a_worker(database_url: str, redis_url: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def a_worker(database_url: str, redis_url: str, log: Path) -> Iterator[Forked]:
     env = clean_env(environment(database_url, redis_url))
-    with log.open("ab") as out, subprocess.Popen([*HOOKWRIGHT, "worker"], env=env, stdout=out, stderr=out) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    with log.open("ab") as out:
+        process = Forked("worker", env=env, stdout=out.fileno(), stderr=out.fileno())
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 PLANT = (
@@ -239,7 +239,7 @@ def test_workers_that_are_killed_while_erasing_leave_it_to_others(
                 return await left() < rows
 
             await eventually(begun, 30)
-            os.kill(first.pid, signal.SIGKILL)
+            first.kill()
             first.wait()
         assert 0 < await left() < rows
         with a_worker(database_url, redis_url, log), a_worker(database_url, redis_url, log):
