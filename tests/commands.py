@@ -20,6 +20,7 @@ from cli.embedded.paths import socket_dir_path
 from tests.forks import Forked
 from tests.services import make_data_dir
 
+STARTS_WITHIN_S = 120.0  # everything with a new database, on a machine that is busy with more
 HOOKWRIGHT = (sys.executable, "-P", "-m", "cli")
 
 
@@ -32,7 +33,7 @@ def hookwright(*arguments: str | Path, env: Mapping[str, str] | None = None, cod
     """Runs a command to its end; returns its standard output. Fails unless its exit code is `code`."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         forked = Forked(*map(str, arguments), env=clean_env(env), stdout=out.fileno(), stderr=err.fileno())
-        done = forked.wait(60)
+        done = forked.wait(STARTS_WITHIN_S)
         out.seek(0)
         err.seek(0)
         said, errors = out.read().decode(), err.read().decode()
@@ -58,18 +59,25 @@ def data_folder() -> Iterator[Path]:
 class Running:
     """A command that goes on until it is stopped. Killed at the end of the `with` block if it still runs."""
 
-    def __init__(self, *arguments: str | Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, *arguments: str | Path, env: Mapping[str, str] | None = None, as_users_start_it: bool = False
+    ) -> None:
         self.lines: list[str] = []  # of its standard output
         self._partial = b""
-        self._process = subprocess.Popen(
-            [*HOOKWRIGHT, *map(str, arguments)], env=clean_env(env), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
         self._errors = b""
-        assert self._process.stdout
-        assert self._process.stderr
+        argv, environment = tuple(map(str, arguments)), clean_env(env)
+        (out, its_out), (err, its_err) = os.pipe(), os.pipe()
+        self._process: Forked | subprocess.Popen[bytes] = (
+            subprocess.Popen([*HOOKWRIGHT, *argv], env=environment, stdout=its_out, stderr=its_err)
+            if as_users_start_it
+            else Forked(*argv, env=environment, stdout=its_out, stderr=its_err)
+        )
+        os.close(its_out)
+        os.close(its_err)
+        self._streams = out, err
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._process.stdout, selectors.EVENT_READ, "out")
-        self._selector.register(self._process.stderr, selectors.EVENT_READ, "err")
+        self._selector.register(out, selectors.EVENT_READ, "out")
+        self._selector.register(err, selectors.EVENT_READ, "err")
 
     def __enter__(self) -> Self:
         return self
@@ -83,16 +91,15 @@ class Running:
                     continue
         self._process.wait()
         self._selector.close()
-        for stream in (self._process.stdout, self._process.stderr):
-            if stream:
-                stream.close()
+        for stream in self._streams:
+            os.close(stream)
 
     @property
     def errors(self) -> str:
         """Its standard error so far."""
         return self._errors.decode()
 
-    def wait_for(self, text: str, within_s: float = 60, after: int = 0) -> str:
+    def wait_for(self, text: str, within_s: float = STARTS_WITHIN_S, after: int = 0) -> str:
         """The first line of standard output, from number `after` on, that has `text` in it."""
         deadline = time.monotonic() + within_s
         while True:
@@ -104,7 +111,7 @@ class Running:
             assert left_s > 0, f"{text!r} did not come within {within_s} s:\n{seen}\n{self.errors}"
             assert self._read(left_s), f"it ended before {text!r} came:\n{seen}\n{self.errors}"
 
-    def wait_for_error(self, text: str, within_s: float = 30) -> None:
+    def wait_for_error(self, text: str, within_s: float = STARTS_WITHIN_S) -> None:
         """Returns once its standard error has `text` in it."""
         deadline = time.monotonic() + within_s
         while text not in self.errors:

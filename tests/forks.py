@@ -109,6 +109,9 @@ def _run(argv: tuple[str, ...], env: dict[str, str], stdout: int, stderr: int) -
     os.dup2(stderr, 2)
     for descriptor in {stdout, stderr}:
         os.close(descriptor)
+    # As a new interpreter makes them: those that were copied know the pipes and files of the one before.
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - it stays open
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
     sys.argv = ["hookwright", *argv]
     from cli.main import main
 

@@ -20,6 +20,7 @@ from core.database import Database
 from worker import main as worker
 from worker.engine import Engine
 
+HANGS_S = 90.0  # what has not come by then never comes, however busy the machine
 SECRET_KEY = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
 
 
@@ -79,7 +80,7 @@ class Platform:
         found: list[dict[str, Any]] = (await self.call("GET", f"/v1/deliveries?limit=200&{query}"))["data"]
         return found
 
-    async def settled(self, count: int, status: str, within_s: float = 15, **filters: str) -> list[dict[str, Any]]:
+    async def settled(self, count: int, status: str, within_s: float = HANGS_S, **filters: str) -> list[dict[str, Any]]:
         """Waits until `count` deliveries are in `status`; returns them."""
 
         async def there() -> list[dict[str, Any]] | None:
@@ -95,7 +96,7 @@ class Platform:
 
 
 async def eventually(
-    look: Callable[[], Awaitable[Any]], within_s: float = 15, what: str = "what was waited for"
+    look: Callable[[], Awaitable[Any]], within_s: float = HANGS_S, what: str = "what was waited for"
 ) -> Any:
     """Looks again and again until the result is true; AssertionError after `within_s`."""
     deadline = time.monotonic() + within_s

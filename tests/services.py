@@ -30,7 +30,7 @@ def make_data_dir(*, on_disk: bool = False) -> Path:
     return folder / "data"
 
 
-async def eventually(condition: Callable[[], bool], within_s: float = 15) -> None:
+async def eventually(condition: Callable[[], bool], within_s: float = 60) -> None:
     """Polls, so that a test waits no longer than it must; TimeoutError when it never comes true."""
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110 - what it looks at happens in other processes

@@ -74,7 +74,7 @@ class Site:
         context = await self.browser.new_context(base_url=self.url)
         await context.add_cookies([*cookies])
         page = await context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)
         checks.listen(page, self.said)
         await page.goto(path)
         return page

@@ -120,7 +120,7 @@ async def _ended(it: Platform, count: int) -> list[Any]:
         )
         return rows if len(rows) >= count else None
 
-    found: list[Any] = await eventually(all_ended, 20, f"{count} deliveries have ended")
+    found: list[Any] = await eventually(all_ended, what=f"{count} deliveries have ended")
     return found
 
 

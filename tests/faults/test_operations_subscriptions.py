@@ -69,7 +69,7 @@ class Held:
             rows = await self.it.sql("SELECT state, count(*) FROM deliveries GROUP BY state")
             return {row["state"]: row["count"] for row in rows} == wanted
 
-        await eventually(there, 10, f"deliveries are {wanted}")
+        await eventually(there, what=f"deliveries are {wanted}")
 
     async def reasons(self, state: str) -> set[str | None]:
         return {row["reason"] for row in await self.it.sql("SELECT reason FROM deliveries WHERE state = $1", state)}
@@ -142,7 +142,7 @@ def test_paused_what_is_in_flight_ends_and_the_rest_waits_for_the_resume(
             rows = await held.it.sql("SELECT 1 FROM deliveries WHERE state = 'pending' AND reason = 'paused'")
             return len(rows) == waiting
 
-        await eventually(all_held, 10, "all that is left is held")
+        await eventually(all_held, what="all that is left is held")
         assert await held.attempts() == IN_FLIGHT
         held.receiver.release()
         await held.call("POST", "/resume")
@@ -271,7 +271,7 @@ def test_deleted_under_load_nothing_is_sent_any_more(play: Play, seed: int) -> N
             states = await fleet.states()
             return not states.get("pending") and not states.get("sending")
 
-        await eventually(quiet, 15, "quiet")
+        await eventually(quiet, what="quiet")
         states = await fleet.states()
         assert set(states) <= {"delivered", "discarded"}
         by_path = Counter(one.path for one in fleet.receiver.requests)

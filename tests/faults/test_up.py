@@ -25,7 +25,7 @@ from tests.platform import SECRET_KEY
 from tests.receiver import Receiver
 from tests.services import make_data_dir
 
-READY_WITHIN_S = 40.0
+READY_WITHIN_S = 120.0
 BACK_WITHIN_S = 15.0
 SETTINGS = {
     "HOOKWRIGHT_SECRET_KEYS": SECRET_KEY,

@@ -37,7 +37,7 @@ def test_a_real_worker_writes_what_becomes_of_a_failing_receiver(database_url: s
             async def opened() -> Any:
                 return await history(p, made)
 
-            [first] = await eventually(opened, 15, "the row of the opening")
+            [first] = await eventually(opened, what="the row of the opening")
             assert (first["state"], first["failure_count"]) == ("OPEN", 1)
             assert begun - timedelta(seconds=1) <= datetime.fromisoformat(first["at"]) <= datetime.now(UTC)
             # It is tried again and again, and fails: OPEN goes on, and no row comes of it.
@@ -51,7 +51,7 @@ def test_a_real_worker_writes_what_becomes_of_a_failing_receiver(database_url: s
                 found = await history(p, made)
                 return found if found[0]["state"] == "CLOSED" else None
 
-            states = [one["state"] for one in await eventually(closed, 15, "the row of the closing")]
+            states = [one["state"] for one in await eventually(closed, what="the row of the closing")]
             assert states in (["CLOSED", "HALF_OPEN", "OPEN"], ["CLOSED", "OPEN"])  # both trials may come in one sync
             assert [one["state"] for one in await history(p, made, "?sort=created_at&limit=1")] == ["OPEN"]
 

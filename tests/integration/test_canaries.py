@@ -151,7 +151,7 @@ class System:
         async def said() -> bool:
             return text in self.logs()
 
-        await eventually(said, 20, text)
+        await eventually(said, what=text)
 
     def logs(self) -> str:
         return "\n".join(path.read_text("utf-8", "replace") for path in sorted(self.folder.glob("*.log")))
@@ -435,7 +435,7 @@ def test_no_secret_is_in_logs_redis_audit_errors_or_a_dump(
                 found = await call.data("GET", "/v1/deliveries?limit=200&include=attempts")
                 return len(found) > 60 and all(one["attempts"] or one["reason"] for one in found)
 
-            await eventually(tried, 30)
+            await eventually(tried)
             for path in (SUBSCRIPTIONS, "/v1/api-keys", "/v1/replays", "/v1/webhooks/performance"):
                 await call("GET", path)
             await let_things_fail(system, call, made, redis_url)

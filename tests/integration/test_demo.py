@@ -16,7 +16,7 @@ from tests.commands import Running, data_folder
 def test_the_demo_shows_each_delivery_to_its_end_and_its_commands_work() -> None:
     with data_folder() as folder, socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with Running("demo", "--port", str(port), "--data-dir", folder) as demo:
+        with Running("demo", "--port", str(port), "--data-dir", folder, as_users_start_it=True) as demo:
             demo.wait_for("Ctrl-C stops everything")
             assert f"Port {port} is taken" in demo.errors
             shown = [line for line in demo.lines if "signature" in line]

@@ -127,7 +127,7 @@ def test_an_organization_is_gone_at_once_and_then_from_every_table(
             found = await owned(p, tenant.id)
             return {table for table, rows in found.items() if rows} == {"organizations"}
 
-        await eventually(all_but_its_row, 20)
+        await eventually(all_but_its_row)
         sent = len([one for one in receiver.requests if CANARY.encode() in one.body])
         await a_late_comer_goes_too(p, tenant.id)
         assert not any((await owned(p, tenant.id)).values())
@@ -238,7 +238,7 @@ def test_workers_that_are_killed_while_erasing_leave_it_to_others(
             async def begun() -> bool:
                 return await left() < rows
 
-            await eventually(begun, 30)
+            await eventually(begun)
             first.kill()
             first.wait()
         assert 0 < await left() < rows
@@ -247,7 +247,7 @@ def test_workers_that_are_killed_while_erasing_leave_it_to_others(
             async def nothing_left() -> bool:
                 return (await seeds.driver.fetchval("SELECT count(*) FROM subscriptions")) == 1
 
-            await eventually(nothing_left, 60)
+            await eventually(nothing_left)
         counts = await seeds.driver.fetchval("SELECT erased FROM organizations WHERE id = $1", gone[0])
         assert counts == {"events": rows, "deliveries": rows, "attempts": rows + 1, "subscriptions": 1}
         for table, count in (("events", 50), ("deliveries", 50), ("attempts", 50), ("organizations", 2)):

@@ -71,7 +71,7 @@ async def queued(redis: ArqRedis, jobs: int) -> list[list[Hint]]:
     async def there() -> bool:
         return bool(await redis.zcard(hints.QUEUE) == jobs)
 
-    await eventually(there, 5, f"{jobs} jobs")
+    await eventually(there, what=f"{jobs} jobs")
     names = await redis.zrange(hints.QUEUE, 0, -1)
     return [hints.unpack(orjson.loads(await redis.get(b"arq:job:" + name))["a"][0]) for name in names]
 

@@ -98,7 +98,7 @@ async def _all_rejected(p: Platform, control: str, wanted: dict[str, str], count
     async def ended() -> bool:
         return bool(await p.sql("SELECT 1 FROM deliveries WHERE state = 'dead' HAVING count(*) > $1", count))
 
-    await eventually(ended, 30, "every delivery has ended")
+    await eventually(ended, what="every delivery has ended")
     rows = await p.sql(
         "SELECT s.id, s.url, d.state, d.reason, a.error_kind, a.error_message, a.status_code, a.response_body"
         " FROM deliveries d JOIN subscriptions s ON s.id = d.subscription_id JOIN attempts a ON a.delivery_id = d.id"

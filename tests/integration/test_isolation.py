@@ -41,7 +41,7 @@ async def opened(p: Platform, subscription: dict[str, Any], state: str = "OPEN")
     async def there() -> bool:
         return bool((await breaker(p, subscription))["state"] == state)
 
-    await eventually(there, 15, f"the breaker is {state}")
+    await eventually(there, what=f"the breaker is {state}")
 
 
 # --- circuit breaker -----------------------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ def test_five_failures_open_the_breaker_and_what_waits_spends_no_attempt(databas
             reasons = {one["reason"] for one in found}  # those that were slow before it opened keep that reason
             return "breaker_open" in reasons and reasons <= {"breaker_open", "rate_limited"}
 
-        await eventually(parked, 10, "all are parked")
+        await eventually(parked, what="all are parked")
         [spent] = await p.sql(
             "SELECT sum(attempt_count) AS attempts,"
             " min(due_at) FILTER (WHERE reason = 'breaker_open') > now() AS later FROM deliveries"
@@ -135,7 +135,7 @@ def test_two_workers_share_a_breaker(database_url: str, redis_url: str) -> None:
                 assert p.engine is not None
                 return all(one in one_of_them._room.circuits._known for one_of_them in (p.engine, second))
 
-            await eventually(both, 5, "both know")
+            await eventually(both, what="both know")
 
     delivering(database_url, redis_url, test)
 
@@ -154,7 +154,7 @@ def test_no_more_are_in_flight_than_the_subscription_takes(database_url: str, re
                 assert p.engine is not None
                 return p.engine.membership.count == 2
 
-            await eventually(know_each_other, 10, "the workers know each other")
+            await eventually(know_each_other, what="the workers know each other")
             for _ in range(60):
                 await p.send()
             await p.settled(60, "delivered", within_s=30)
@@ -213,7 +213,7 @@ def test_endpoints_that_hang_take_no_slot_of_the_others(database_url: str, redis
         async def hanging() -> bool:
             return len({one.path for one in receiver.requests}) >= 3
 
-        await eventually(hanging, 10, "they hang")
+        await eventually(hanging, what="they hang")
         for _ in range(20):
             await p.send("well")
         await p.settled(21, "delivered", event_type="well", within_s=8)
@@ -253,7 +253,7 @@ def test_what_is_due_for_a_crowd_of_dead_endpoints_stands_before_nobody(
         async def arrived() -> bool:
             return any(one.path == "/ok" for one in receiver.requests)
 
-        await eventually(arrived, 10, "the other organization's event")
+        await eventually(arrived, what="the other organization's event")
 
     delivering(database_url, redis_url, test, WORKER_MAX_IN_FLIGHT="8")
 
@@ -275,14 +275,14 @@ def test_a_worker_that_starts_before_a_crowd_that_is_parked_keeps_slots_for_othe
                 async def hanging() -> bool:
                     return len(receiver.requests) >= 3
 
-                await eventually(hanging, 10, "they hang")
+                await eventually(hanging, what="they hang")
                 for number in range(1, 4):
                     await p.call("POST", "/v1/events", {"event_type": "one", "data": {}}, **headers)
 
                     async def arrived(number: int = number) -> bool:
                         return len([one for one in receiver.requests if one.path == "/ok"]) == number
 
-                    await eventually(arrived, 10, "the other organization's event")
+                    await eventually(arrived, what="the other organization's event")
 
     with Receiver() as receiver:
         asyncio.run(test(receiver))
@@ -343,7 +343,7 @@ def test_a_flood_of_one_organization_delays_no_other(database_url: str, redis_ur
             async def arrived(number: int = number) -> bool:
                 return len([one for one in receiver.requests if one.path == "/ok"]) > number
 
-            await eventually(arrived, 10, "the other organization's event")
+            await eventually(arrived, what="the other organization's event")
             between.append(receiver.count - before)
         [left] = await p.sql("SELECT count(*) FROM deliveries WHERE event_type = 'flood' AND state <> 'delivered'")
         assert left["count"] > 0, "the flood was over before it could delay anybody"
@@ -370,6 +370,6 @@ def test_a_backlog_of_one_does_not_hold_up_the_retries_of_another(database_url: 
             )
             return {row["reason"] for row in rows} == {"rate_limited"}
 
-        await eventually(parked, 15, "what waits is parked")
+        await eventually(parked, what="what waits is parked")
 
     delivering(database_url, redis_url, test)

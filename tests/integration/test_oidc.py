@@ -316,7 +316,7 @@ def test_a_provider_that_hangs_is_waited_for_once(
             monkeypatch.setattr(oidc, "FAILURE_S", -1)
             assert (await Visitor(p.app).get("/sign-in/sso")).status_code == 503
             assert len(asked) == 2
-            await eventually(have_ended, 15, "the end of the connections")
+            await eventually(have_ended, what="the end of the connections")
 
     client = {"OIDC_ISSUER": "http://127.0.0.1:1", "OIDC_CLIENT_ID": CLIENT_ID, "OIDC_CLIENT_SECRET": CLIENT_SECRET}
     run(database_url, redis_url, check, **client)

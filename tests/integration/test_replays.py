@@ -599,7 +599,7 @@ def test_a_bulk_replay_keeps_the_ids_and_uses_the_current_url_and_secret(databas
                 found: dict[str, Any] = (await p.call("GET", f"/v1/replays/{replay['id']}"))["data"]
                 return found if found["status"] == "completed" else None
 
-            done = await eventually(complete, 10, "the replay's completion")
+            done = await eventually(complete, what="the replay's completion")
             assert [done[name] for name in COUNTERS] == [5, 5, 5, 0, 0]
 
     with Receiver() as receiver:

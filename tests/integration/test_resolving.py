@@ -134,6 +134,6 @@ async def _ended(p: Platform, count: int) -> list[Any]:
         )
         return rows if len(rows) >= count else None
 
-    found: list[Any] = await eventually(all_ended, 30, f"{count} deliveries have ended")
+    found: list[Any] = await eventually(all_ended, what=f"{count} deliveries have ended")
     assert len(found) == count
     return found

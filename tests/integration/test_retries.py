@@ -42,7 +42,7 @@ async def failed(p: Platform, attempts: int) -> dict[str, Any]:
         done = row["attempt_count"] == attempts and row["state"] != "sending"
         return dict(row) if done else None
 
-    row: dict[str, Any] = await eventually(there, 10, f"attempt {attempts}")
+    row: dict[str, Any] = await eventually(there, what=f"attempt {attempts}")
     return row
 
 

@@ -20,7 +20,8 @@ from tests.commands import Running
 from tests.platform import Platform, environment, eventually, platform
 
 WITHIN_S = 20.0  # far more than any bound here; what comes later comes never
-QUICK = Bounds(head_s=0.4, body_s=0.6, body_bytes_per_s=100_000, answer_s=0.6, linger_s=0.4, connections=40)
+# Short, and longer than a busy machine lets this process wait for its turn.
+QUICK = Bounds(head_s=1.5, body_s=1.5, body_bytes_per_s=20_000, answer_s=1.5, linger_s=0.4, connections=40)
 GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
 
 
@@ -34,6 +35,8 @@ class Client:
 
     async def send(self, data: bytes) -> bool:
         """False once the server has begun to answer, or is gone."""
+        if self._writer.is_closing():  # uvloop refuses to write then, before the reader has heard of it
+            return False
         try:
             self._writer.write(data)
             async with asyncio.timeout(WITHIN_S):
@@ -81,12 +84,12 @@ class Client:
         return taken
 
     async def drip(self, start: bytes, drop: bytes) -> bytes:
-        """What the server says to `start` and then a drop each hundredth of a second, until it closes."""
+        """What the server says to `start` and then a drop now and again, until it closes."""
         deadline = time.monotonic() + WITHIN_S
         await self.send(start)
         while not self._reader.at_eof() and self._reader.exception() is None:
             assert time.monotonic() < deadline, f"still connected after {WITHIN_S} s"
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.03)
             await self.send(drop)
         return await self.answer()
 
@@ -262,14 +265,14 @@ def test_whoever_drips_is_cut_off(database_url: str, redis_url: str) -> None:
             assert await client.one_answer() == b"HTTP/1.1 200 OK"
             assert (await client.drip(GET, b"X: x\r\n")).startswith(b"HTTP/1.1 408 ")
             assert await p.sql("SELECT id FROM events") == []
-            # Slow, but not too slow: some 200 kB/s, for longer than a body may take that is slower.
+            # Slow, but not too slow: some 80 kB/s, for longer than a body may take that is slower.
             client = await served.connect()
             body = b'{"event_type": "a", "data": {"text": "' + b"x" * 199_960 + b'"}}'
             assert len(body) >= 200_000
             await client.send(post.replace(b"200000", b"%d" % len(body)) + key(p) + b"\r\n")
             for start in range(0, len(body), 2_000):
                 await client.send(body[start : start + 2_000])
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.025)
             assert await client.one_answer() == b"HTTP/1.1 202 Accepted"
             await client.close()
             await served.at_most(0)
@@ -319,10 +322,10 @@ def test_whoever_does_not_read_its_answer_is_cut_off() -> None:
 
             await eventually(all_there, WITHIN_S, "both answers")
             await served.at_most(0)
-            # Whoever takes it steadily may need far longer than `answer_s`.
+            # Whoever takes it steadily may need longer than `answer_s`.
             client = await served.connect()
             await client.send(b"GET /large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            assert await client.take(LARGE, 4 * QUICK.answer_s) > LARGE - 65_536
+            assert await client.take(LARGE, 2 * QUICK.answer_s) > LARGE - 65_536
 
     run(main)
 
@@ -431,7 +434,7 @@ def test_hookwright_web_serves_within_these_bounds(database_url: str, redis_url:
             return False
 
         async def main() -> None:
-            await eventually(answers, WITHIN_S, "a web process")
+            await eventually(answers, what="a web process")
             async with httpx.AsyncClient(trust_env=False) as client:
                 headers = [(f"X-{n}", "x") for n in range(101)]
                 answer = await client.get(f"http://127.0.0.1:{port}/healthz", headers=headers)

@@ -350,7 +350,7 @@ def test_an_address_is_believed_from_trusted_proxies_alone(
             async def answers() -> bool:
                 return await why_not_200("127.0.0.1", port, "/healthz") is None
 
-            await eventually(answers, 60, "the web process")
+            await eventually(answers, what="the web process")
             visitor = Visitor(p.app)
             visitor.client = client
             assert (await visitor.sign_in(EMAIL, WRONG)).status_code == 401

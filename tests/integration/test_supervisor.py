@@ -70,7 +70,7 @@ def python(name: str, code: str, *arguments: str) -> Command:
     return Command(name, (sys.executable, "-c", code, *arguments))
 
 
-def wait_until(condition: Callable[[], bool], within_s: float = 15) -> None:
+def wait_until(condition: Callable[[], bool], within_s: float = 60) -> None:
     asyncio.run(eventually(condition, within_s))
 
 

@@ -198,7 +198,7 @@ def test_what_the_readme_says_to_type_shows_a_verified_webhook(data_dir: Path, s
     assert platform_block.endswith("\nhookwright up\n")
     *preparation, receive = in_folder(receiver_block, data_dir)
 
-    with Running("up", "--port", "0", "--data-dir", data_dir, env=env) as platform:
+    with Running("up", "--port", "0", "--data-dir", data_dir, env=env, as_users_start_it=True) as platform:
         url = ready_url(platform)
         typed(shell, "\n".join(preparation))
         with Running(*shlex.split(receive)[1:], "--port", "0") as receiver:

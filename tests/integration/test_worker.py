@@ -33,7 +33,7 @@ async def until(p: Platform, **wanted: int) -> None:
     async def there() -> bool:
         return await states(p) == expected
 
-    await eventually(there, 10, str(expected))
+    await eventually(there, what=str(expected))
 
 
 def loading(database_url: str, redis_url: str, **more: str) -> settings.Settings:
@@ -103,7 +103,7 @@ def test_no_more_is_claimed_than_can_be_sent(database_url: str, redis_url: str) 
                 most = max(most, found.get("sending", 0))
                 return found == {"delivered": 12}
 
-            await eventually(all_delivered, 10)
+            await eventually(all_delivered)
             assert 1 <= most <= 3
             assert receiver.connections <= 3
 
@@ -308,7 +308,7 @@ def test_a_worker_releases_what_a_killed_web_process_left_held(database_url: str
                 [row] = await p.sql("SELECT settled FROM subscriptions")
                 return bool(row["settled"])
 
-            await eventually(settled, 5)
+            await eventually(settled)
 
     with Receiver() as receiver:
         asyncio.run(run(receiver))
@@ -377,7 +377,7 @@ def test_a_worker_makes_and_drops_partitions_by_itself(database_url: str, owner_
                 )
                 return bool(row["done"])
 
-            await eventually(done, 10)
+            await eventually(done)
 
     seeded(database_url, prepare)
     asyncio.run(run())
