@@ -26,7 +26,7 @@ class Service(ABC):
     """Order of calls: `prepare` once, then `launch` for each start and restart, `close` at the very end."""
 
     name: str
-    ready_within_s: float = 30.0
+    ready_within_s: float = 90.0  # on an old or busy machine
 
     def __init__(self) -> None:
         self._process: Process | None = None

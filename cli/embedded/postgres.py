@@ -38,7 +38,7 @@ PASSWORD_FILE = "postgres.app.password"  # nosec B105 # noqa: S105 - a file's na
 LOCK_FILE = "postgres.lock"
 DRAFT_PREFIX = ".postgres-new-"
 
-READY_WITHIN_S = 30.0
+READY_WITHIN_S = 90.0
 RECOVERY_WITHIN_S = 300.0  # replaying max_wal_size, 2 GB: 8 s at the measured 250 MB/s, more on a slow disk
 
 # Given on the command line, so that they hold for clusters made by an earlier version, and over

@@ -23,7 +23,7 @@ OWNER_URL = "HOOKWRIGHT_DATABASE_OWNER_URL"
 REDIS_URL = "HOOKWRIGHT_REDIS_URL"
 SECRET_KEYS = "HOOKWRIGHT_SECRET_KEYS"  # nosec B105 # noqa: S105 - a variable's name
 
-READY_WITHIN_S = 30.0
+READY_WITHIN_S = 90.0  # an old or busy machine imports for many seconds; what ends before is noticed at once
 STOP_WITHIN_S = 10.0
 # A web process or worker that dies this often before the platform was ever ready won't get better by waiting.
 HOPELESS_DEATHS = 3
