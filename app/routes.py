@@ -19,7 +19,9 @@ from app.admin import (
 )
 from app.admin import api_keys as api_keys_page
 from app.admin import audit_log as audit_log_page
+from app.admin import deliveries as delivery_pages
 from app.admin import event_types as event_types_page
+from app.admin import events as event_pages
 from app.admin import organizations as organizations_page
 from app.admin import replays as replays_page
 from app.admin import subscriptions as subscriptions_page
@@ -72,6 +74,11 @@ API: dict[str, dict[str, Action]] = {
     "/v1/events/batch": {"POST": _ingests(events.create_batch, "batch_max_bytes")},
     "/v1/events/{id}": {"GET": Action(events.show, EVENTS_READ)},
     "/v1/events/{id}/redact": {"POST": Action(events.redact, EVENTS_WRITE, audited="event.redacted")},
+    "/v1/events/{id}/copy": {
+        "POST": Action(
+            events.copy, EVENTS_WRITE, keeps_own_keys=True, max_body="event_max_bytes", audited="event.copied"
+        )
+    },
     "/v1/events/{id}/deliveries": {"GET": Action(events.deliveries, DELIVERIES_READ, lists=True)},
     "/v1/deliveries": {"GET": Action(deliveries.index, DELIVERIES_READ, lists=True)},
     "/v1/deliveries/{id}": {"GET": Action(deliveries.show, DELIVERIES_READ)},
@@ -230,6 +237,19 @@ PAGES: dict[str, dict[str, Page]] = {
         "GET": Page(subscriptions_page.confirm_delete, role=Role.ADMIN),
         "POST": Page(subscriptions_page.delete, role=Role.ADMIN),
     },
+    "/deliveries": {"GET": Page(delivery_pages.index, role=Role.VIEWER)},
+    "/deliveries/{id}": {"GET": Page(delivery_pages.show, role=Role.VIEWER)},
+    "/deliveries/{id}/body": {"GET": Page(delivery_pages.body, role=Role.VIEWER)},
+    "/deliveries/{id}/replay": {"POST": Page(delivery_pages.replay, role=Role.OPERATOR)},
+    "/deliveries/{id}/discard": {"POST": Page(delivery_pages.discard, role=Role.OPERATOR)},
+    "/events": {"GET": Page(event_pages.index, role=Role.VIEWER)},
+    "/events/{id}": {"GET": Page(event_pages.show, role=Role.VIEWER)},
+    "/events/{id}/body": {"GET": Page(event_pages.body, role=Role.VIEWER)},
+    "/events/{id}/copy": {
+        "GET": Page(event_pages.edit, role=Role.OPERATOR),
+        "POST": Page(event_pages.copy, role=Role.OPERATOR, takes="event_max_bytes"),
+    },
+    "/events/{id}/redact": {"POST": Page(event_pages.redact, role=Role.ADMIN)},
     "/users": {"GET": Page(users.index, role=Role.ADMIN), "POST": Page(users.invite, role=Role.ADMIN)},
     "/users/{id}": {"GET": Page(users.show, role=Role.ADMIN), "POST": Page(users.update, role=Role.ADMIN)},
     "/users/{id}/disable": {"POST": Page(users.disable, role=Role.ADMIN)},

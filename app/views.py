@@ -227,6 +227,7 @@ def event(row: Event) -> dict[str, Any]:
         "branch_id": row.branch_id,
         "metadata": jsontext.loads(row.metadata_.encode()) if row.metadata_ else {},
         "matched_subscriptions": row.matched_subscriptions,
+        "copied_from": ids.show(ids.EVENT, row.copied_from) if row.copied_from else None,
         "created_at": _time(ids.time_of(row.id)),
         "redacted_at": _time(row.redacted_at),
     }

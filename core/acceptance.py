@@ -370,6 +370,7 @@ async def _insert(driver: Any, batch: _Batch) -> list[Hint]:
             [event.data_at for event in events],
             [len(batch.deliveries_of(event)) for event in events],
             [event.only_for for event in events],
+            [event.copied_from for event in events],
             [delivery_id for delivery_id, _, _ in deliveries],
             [event.organization_id for _, _, event in deliveries],
             [subscription_id for _, subscription_id, _ in deliveries],
@@ -406,15 +407,15 @@ _INSERT = """
 WITH accepted AS (
     INSERT INTO events (
         id, organization_id, event_type, occurred_at, external_id, branch_id, metadata, payload, data_at,
-        matched_subscriptions, only_for
+        matched_subscriptions, only_for, copied_from
     )
     SELECT * FROM unnest(
         $1::uuid[], $2::uuid[], $3::text[], $4::timestamptz[], $5::text[], $6::text[], $7::text[], $8::bytea[],
-        $9::integer[], $10::integer[], $11::uuid[]
+        $9::integer[], $10::integer[], $11::uuid[], $12::uuid[]
     )
 )
 INSERT INTO deliveries (id, organization_id, subscription_id, event_id, event_type, state, reason, due_at)
 SELECT id, organization_id, subscription_id, event_id, event_type, 'pending', 'new', now()
-FROM unnest($12::uuid[], $13::uuid[], $14::uuid[], $15::uuid[], $16::text[])
+FROM unnest($13::uuid[], $14::uuid[], $15::uuid[], $16::uuid[], $17::text[])
     AS new(id, organization_id, subscription_id, event_id, event_type)
 """

@@ -188,6 +188,26 @@ def _refuse_closed(connection: Any, _record: Any, _proxy: Any) -> None:
         raise DisconnectionError
 
 
+class TooSlow(Exception):
+    """A statement took longer than it was given (`within`)."""
+
+
+@asynccontextmanager
+async def within(session: AsyncSession, timeout_ms: int) -> AsyncIterator[None]:
+    """Gives each statement in the block so long. Raises `TooSlow` where one takes longer; what was done before the
+    block stands, and the transaction goes on."""
+    connection = await session.connection()
+    try:
+        async with session.begin_nested():
+            await connection.exec_driver_sql(f"SET LOCAL statement_timeout = {timeout_ms}")
+            yield
+            await connection.exec_driver_sql("SET LOCAL statement_timeout TO DEFAULT")
+    except DBAPIError as error:
+        if isinstance(_cause(error), asyncpg.QueryCanceledError):
+            raise TooSlow from error
+        raise
+
+
 async def driver_of(session: AsyncSession) -> Any:
     """The asyncpg connection under `session`, inside the session's transaction."""
     connection = await session.connection()

@@ -10,6 +10,8 @@ from uuid import UUID
 import orjson
 
 from core import ids, jsontext, timestamps
+from core.errors import Conflict
+from core.models import Event
 from core.payloads import StoredEvent
 
 
@@ -28,6 +30,7 @@ class NewEvent(NamedTuple):
     data_at: int
     envelope: Mapping[str, Any]  # what filters see
     only_for: UUID | None = None  # a test event goes to this subscription, whatever it subscribes to
+    copied_from: UUID | None = None  # the event whose payload was changed for this one
 
 
 class Accepted(NamedTuple):
@@ -60,6 +63,7 @@ def build(
     metadata: Mapping[str, Any] | None = None,
     event_id: UUID | None = None,
     only_for: UUID | None = None,
+    copied_from: UUID | None = None,
 ) -> NewEvent:
     """Fixes the bytes of an event: the default body, with `data` last, so that other formats can slice it out."""
     event_id = event_id or ids.new_id()
@@ -85,6 +89,24 @@ def build(
         data_at=len(opening),
         envelope={**head, "metadata": metadata or {}, "data": data},
         only_for=only_for,
+        copied_from=copied_from,
+    )
+
+
+def copy(event: Event, data: Mapping[str, Any]) -> NewEvent:
+    """The same with other `data`, as a new event: what happened, and when, is as it was, and a test event stays one.
+    The producer's `event_id` stays with the first. Raises `Conflict` where that was redacted."""
+    if event.redacted_at is not None:
+        raise Conflict("The event was redacted, so there is nothing left to copy")
+    return build(
+        organization_id=event.organization_id,
+        event_type=event.event_type,
+        data=data,
+        occurred_at=event.occurred_at,
+        branch_id=event.branch_id,
+        metadata=jsontext.loads(event.metadata_.encode()) if event.metadata_ else None,
+        only_for=event.only_for,
+        copied_from=event.id,
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -14,6 +15,8 @@ from core import ids
 from core.errors import InvalidId
 from core.models import ApiKey, Organization, Subscription, SubscriptionStatus
 from core.models_access import User
+
+MAX_CHARS = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,13 @@ class Target:
         except ValueError:
             return self.url
 
+    @property
+    def label(self) -> str:
+        """Host, port and path, which tell subscriptions apart, cut to `MAX_CHARS`. Not the query, which may be a
+        secret."""
+        label = self.url.partition("?")[0].partition("://")[2].removesuffix("/")
+        return label if len(label) <= MAX_CHARS else f"{label[: MAX_CHARS - 1]}…"
+
 
 async def subscriptions(session: AsyncSession, of: Iterable[UUID]) -> dict[UUID, Target]:
     """Those of `of` that there are."""
@@ -48,6 +58,20 @@ async def organizations(session: AsyncSession, of: Iterable[UUID]) -> dict[UUID,
     """Their names."""
     rows = await session.exec(select(Organization.id, Organization.name).where(col(Organization.id).in_(set(of))))
     return dict(rows.all())
+
+
+class Labels(NamedTuple):
+    """By their ids. What is missing was erased."""
+
+    organizations: Mapping[UUID, str]
+    subscriptions: Mapping[UUID, str]
+
+
+async def of_rows(session: AsyncSession, rows: Sequence[Any]) -> Labels:
+    """Of rows that have an `organization_id`, and maybe a `subscription_id`."""
+    named = await organizations(session, {row.organization_id for row in rows})
+    targets = await subscriptions(session, {row.subscription_id for row in rows if hasattr(row, "subscription_id")})
+    return Labels(named, {one: target.label for one, target in targets.items()})
 
 
 async def actors(session: AsyncSession, of: Iterable[str]) -> dict[str, str]:

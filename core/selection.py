@@ -9,12 +9,12 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Boolean, ColumnElement, literal_column, or_
+from sqlalchemy import Boolean, ColumnElement, LargeBinary, bindparam, func, literal_column, or_
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from core import ids
-from core.errors import ValidationFailed
+from core import ids, jsontext
+from core.errors import InvalidId, ValidationFailed
 from core.failures import ErrorKind
 from core.models import OFF_PATH, Delivery, Event, ItemOutcome, Replay, ReplayItem, Subscription
 from core.states import DeadReason, DiscardReason, PendingReason, State
@@ -37,58 +37,72 @@ class Choice:
     them passes `checked`.
 
     `in_index`: the index itself checks. `events`: they are better found through their events, which have an index on
-    the type, as deliveries have not: the conditions of those.
+    the type, as deliveries have not: the conditions of those. `by_organization`: the index begins with the
+    organization. `reads_payloads`: checking reads those.
     """
 
     walked: Sequence[Condition]
     checked: Sequence[Condition]
     in_index: bool = False
     events: Sequence[Condition] = ()
+    by_organization: bool = True
+    reads_payloads: bool = False
 
 
-def conditions(organization_id: UUID, filters: Mapping[str, Any]) -> list[Condition]:
+def conditions(organization_id: UUID | None, filters: Mapping[str, Any]) -> list[Condition]:
     """The SQL conditions for `filters`, which may name:
 
     `status`, `error` (comma-separated or a list; `none` is that there is none), `reason`, `status_code`,
     `subscription_id`, `event_id`, `event_type`, `replay_id` (the last one that sent it) or with `outcome` (what came of
-    it in that one), `ids` (a list of delivery ids), `created_after` and `created_before` (ISO 8601).
+    it in that one), `ids` (a list of delivery ids), `created_after` and `created_before` (ISO 8601), `text`
+    (the id of a delivery or of an event, or what stands in the event's `data`).
 
-    Raises `ValidationFailed` that names an unknown filter or a wrong value.
+    Without `organization_id` those of all. Raises `ValidationFailed` that names an unknown filter or a wrong value.
     """
     chosen = choose(organization_id, filters)
     return [*chosen.walked, *chosen.checked]
 
 
-def choose(organization_id: UUID, filters: Mapping[str, Any]) -> Choice:
+def choose(organization_id: UUID | None, filters: Mapping[str, Any]) -> Choice:
     """The same conditions, by what serves them. Raises `ValidationFailed` like `conditions`."""
     built = _build(filters)
-    walked: list[Condition] = [col(Delivery.organization_id) == organization_id]
+    walked: list[Condition] = [] if organization_id is None else [col(Delivery.organization_id) == organization_id]
+    reads_payloads = "text" in filters and _named(filters["text"]) is None
 
     def walk(*names: str) -> None:
         walked.extend(built.pop(name) for name in names if name in built)
 
+    def choice(*more: Condition, in_index: bool = False, by_organization: bool = True) -> Choice:
+        return Choice(
+            [*walked, *more],
+            list(built.values()),
+            in_index=in_index,
+            by_organization=by_organization,
+            reads_payloads=reads_payloads,
+        )
+
     walk("created_after", "created_before")
-    if "ids" in built or "event_id" in built:
-        walk(*built)
-        return Choice(walked, ())
+    if "ids" in built or "event_id" in built or ("text" in built and not reads_payloads):
+        walk(*(name for name in tuple(built) if name != "text" or not reads_payloads))
+        return choice(by_organization=False)
     if "replay_id" in built:
         walk("replay_id")
-        return Choice(walked, list(built.values()))
+        return choice(by_organization=False)
     if any(name in filters and leaves(filters[name]) for name, leaves in _LEAVES_THE_PATH.items()):
         walk("subscription_id")
-        return Choice([*walked, _LEFT_THE_PATH], list(built.values()), in_index=True)
+        return choice(_LEFT_THE_PATH, in_index=True)
     if "status" in built and words(filters["status"]) == [State.PENDING]:
         del built["status"]
-        return Choice([*walked, _PENDING], list(built.values()))
-    if "event_type" in built:
+        return choice(_PENDING)
+    if "event_type" in built and organization_id is not None:
         events = [
             col(Event.organization_id) == organization_id,
             col(Event.event_type) == filters["event_type"],
             *(compare(col(Event.id), filters[name]) for name, compare in _SPAN.items() if name in filters),
         ]
-        return Choice(walked, list(built.values()), events=events)
+        return Choice(walked, list(built.values()), events=events, reads_payloads=reads_payloads)
     walk("subscription_id")
-    return Choice(walked, list(built.values()))
+    return choice(by_organization=False)
 
 
 async def owner(session: AsyncSession, filters: Mapping[str, Any]) -> UUID | None:
@@ -218,6 +232,42 @@ def _text(value: Any) -> str:
     return value
 
 
+def _searched(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip() or "\0" in value or len(value) > 256:
+        raise ValueError("Must be text of 1 to 256 characters")
+    return value.strip()
+
+
+def _named(value: Any) -> Condition | None:
+    """The condition for a text that is the id of a delivery or of an event."""
+    text = _searched(value)
+    for prefix, condition in ((ids.DELIVERY, _ids), (ids.EVENT, _of_event)):
+        if text.startswith(f"{prefix}_"):
+            try:
+                return condition(text)
+            except (InvalidId, ValueError):
+                return None
+    return None
+
+
+def _holds(value: Any) -> Condition:
+    # A subquery for one value, which PostgreSQL runs for each row that is looked at: a semi-join it might turn around,
+    # and read all payloads there are.
+    holds = select(holding(value)).where(col(Event.id) == col(Delivery.event_id)).scalar_subquery()
+    found = _named(value)
+    return func.coalesce(holds, literal_column("false")) if found is None else found
+
+
+def holding(value: Any) -> Condition:
+    """Of an event: it has this text in `data`, or as its producer's `event_id`. Raises ValueError."""
+    text = _searched(value)
+    data = func.substring(col(Event.payload), col(Event.data_at) + 1)
+    # As it was typed; and as it stands within a JSON string, if that differs.
+    wanted = sorted({text.encode(), jsontext.dumps(text)[1:-1]})
+    found = [func.position(bindparam(None, one, LargeBinary, unique=True).op("IN")(data)) > 0 for one in wanted]
+    return or_(col(Event.external_id) == text, *found)
+
+
 # Of deliveries and of events, whose ids begin alike.
 _SPAN: Mapping[str, Callable[[Any, Any], Condition]] = {
     "created_after": lambda key, value: key >= ids.lowest_at(moment(value)),
@@ -234,6 +284,7 @@ _FILTERS: Mapping[str, Callable[[Any], Condition]] = {
     "replay_id": lambda value: col(Delivery.replay_id) == _id(ids.REPLAY, value),
     "outcome": lambda value: col(ReplayItem.outcome).in_(_among(value, tuple(ItemOutcome))),
     "ids": _ids,
+    "text": _holds,
     **{name: partial(compare, col(Delivery.id)) for name, compare in _SPAN.items()},
 }
 

@@ -69,6 +69,7 @@ class Event(Answer):
     branch_id: str | None
     metadata: Object
     matched_subscriptions: int
+    copied_from: EventId | None
     created_at: Time
     redacted_at: Time | None
 

@@ -6,21 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement
-from sqlmodel import col, select
-
 from app import views
+from app.actions import events as actions
 from app.api import answers, body, inputs, lists
 from app.api import deliveries as delivery_api
 from app.api.calls import Call, repeated
 from app.api.fields import MAX_BATCH, MAX_EXTERNAL_ID_CHARS
-from app.api.inputs import BatchIn, EventIn, Nothing
+from app.api.inputs import BatchIn, CopyIn, EventIn, Nothing
 from app.api.replies import Reply
-from core import events, ids, redaction, selection
+from core import event_lists, events, ids
 from core.acceptance import Answer, Request
-from core.errors import NotFound, PayloadTooLarge, ValidationFailed
+from core.errors import PayloadTooLarge, ValidationFailed
 from core.events import Accepted, NewEvent
-from core.models import Event, EventKey
 from core.patterns import validate_event_type
 from core.subscriptions import check_label, check_metadata
 
@@ -95,77 +92,41 @@ def _check_external_id(value: str, path: str) -> None:
 
 async def index(call: Call) -> Reply:
     query = lists.parse(call.request, answers.Event)
-    conditions, checked = _conditions(call.organization_id, query)
     async with call.transaction() as session:
-        return await lists.run(session, query, Event, conditions, views.event, checked=checked)
-
-
-def _conditions(
-    organization_id: UUID, query: lists.ListQuery
-) -> tuple[list[ColumnElement[bool]], list[ColumnElement[bool]]]:
-    """Those that an index serves, and those that are looked at event by event."""
-    checked: list[ColumnElement[bool]] = []
-    found: list[ColumnElement[bool]] = [col(Event.organization_id) == organization_id]
-    faults: dict[str, list[str]] = {}
-    for name, value in query.filters.items():
-        try:
-            match name:
-                case "event_type":
-                    found.append(col(Event.event_type) == value)
-                case "branch_id":
-                    checked.append(col(Event.branch_id) == value)
-                case "external_id":
-                    found.append(_by_external_id(organization_id, value))
-                case "created_after":
-                    found.append(col(Event.id) >= ids.lowest_at(selection.moment(value)))
-                case "created_before":
-                    found.append(col(Event.id) < ids.lowest_at(selection.moment(value)))
-                case _:
-                    known = "branch_id, created_after, created_before, event_type, external_id"
-                    faults[f"filters.{name}"] = [f"There is no such filter; there are: {known}"]
-        except ValueError as error:
-            faults[f"filters.{name}"] = [str(error)]
-    if faults:
-        raise ValidationFailed(details=faults)
-    return found, checked
-
-
-def _by_external_id(organization_id: UUID, value: str) -> ColumnElement[bool]:
-    """Through the key, which is unique; events themselves have no index for it."""
-    key = select(EventKey.event_id).where(EventKey.organization_id == organization_id, EventKey.external_id == value)
-    return col(Event.id) == key.scalar_subquery()
+        page = await event_lists.Events(call.organization_id, query.filters).page(session, query)
+    return lists.answer(query, page, [views.event(row) for row in page.rows])
 
 
 async def show(call: Call) -> Reply:
     async with call.transaction() as session:
-        query = select(Event).where(Event.id == call.path_id(ids.EVENT))
-        found = (await session.exec(query.where(Event.organization_id == call.organization_id))).one_or_none()
-    if found is None:
-        raise _none(call)
+        found = await event_lists.get(session, call.organization_id, call.path_id(ids.EVENT))
     return Reply(views.event_with_data(found))
 
 
 async def redact(call: Call) -> Reply:
     call.read(Nothing)
-    async with call.transaction() as session:
-        event_id = call.path_id(ids.EVENT)
-        event, is_new = await redaction.redact(session, call.organization_id, event_id)
-        if is_new:
-            shown = views.event(event)
-            call.audit(session, "event.redacted", shown["id"], after={"redacted_at": shown["redacted_at"]})
-    call.after_commit(lambda: redaction.finish(call.services.database, event_id))
+    event = await actions.redact(call, call.organization_id, call.path_id(ids.EVENT))
     return Reply(views.event_with_data(event), message="Event redacted; its record stays, and nothing of it is sent")
+
+
+async def copy(call: Call) -> Reply:
+    given = call.read(CopyIn)
+    answer = await actions.copy(
+        call,
+        call.organization_id,
+        call.path_id(ids.EVENT),
+        given.data,
+        api_key_id=call.credential.key_id,
+        idempotent=call.idempotent,
+    )
+    if answer.first_at is not None:
+        return repeated(answer.data, answer.first_at)
+    return Reply(answer.data, 202, "Event accepted, with the data given")
 
 
 async def deliveries(call: Call) -> Reply:
     query = delivery_api.parse_query(call)
     event_id = call.path_id(ids.EVENT)
     async with call.transaction() as session:
-        owned = select(Event.id).where(Event.id == event_id, Event.organization_id == call.organization_id)
-        if (await session.exec(owned)).one_or_none() is None:
-            raise _none(call)
+        await event_lists.get(session, call.organization_id, event_id)
         return await delivery_api.run_query(call, session, query, event_id=ids.show(ids.EVENT, event_id))
-
-
-def _none(call: Call) -> NotFound:
-    return NotFound(f"There is no event {call.request.path_params['id'][:64]}")

@@ -120,6 +120,12 @@ SCOPES: Schema = {
     "items": {"type": "string", "enum": list(api_keys.ORGANIZATION_SCOPES)},
     "description": "Left out: all but organizations.admin, which no organization's key can have",
 }
+SEARCHED: Schema = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": 256,
+    "description": "the id of a delivery or of an event, or what stands in the event's data or is its external_id",
+}
 # Of deliveries, as their list takes them in the query and a replay in its body.
 SELECTION: Mapping[str, Schema] = {
     "status": _words([str(one) for one in State]),
@@ -137,6 +143,7 @@ SELECTION: Mapping[str, Schema] = {
     },
     "created_after": TIME,
     "created_before": TIME,
+    "text": SEARCHED,
 }
 
 # The types of fields, for the models of requests.

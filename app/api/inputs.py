@@ -74,6 +74,12 @@ class BatchIn(Input):
     events: Annotated[list[dict[str, Any]], _Each(EventIn, fields.MAX_BATCH)]
 
 
+class CopyIn(Input):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"data": {"product_id": "p1", "current_quantity": 94}}]})
+
+    data: dict[str, Any]
+
+
 class AuthenticationIn(Input):
     type: fields.Scheme = "standard"
     secret: fields.Secret | None = None

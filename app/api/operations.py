@@ -44,6 +44,7 @@ class Operation:
 _TEXT: Schema = {"type": "string"}
 _OF_EVENTS = {
     **dict.fromkeys(("branch_id", "event_type", "external_id"), _TEXT),
+    "text": fields.SEARCHED,
     **dict.fromkeys(("created_after", "created_before"), fields.TIME),
 }
 # In a query several values are separated by commas.
@@ -98,6 +99,9 @@ OPERATIONS: Mapping[str, Mapping[str, Operation]] = {
     "/v1/events/{id}": {"GET": Operation("shows an event with its data", answers.EventWithData)},
     "/v1/events/{id}/redact": {
         "POST": Operation("removes its data for good; the record of it stays", answers.EventWithData, inputs.Nothing)
+    },
+    "/v1/events/{id}/copy": {
+        "POST": Operation("accepts it again as a new event, with other data", answers.Accepted, inputs.CopyIn, 202)
     },
     "/v1/events/{id}/deliveries": {"GET": _deliveries("lists the deliveries of an event", "event_id")},
     "/v1/deliveries": {"GET": _deliveries("lists deliveries; dead letters with `filters[status]=dead`")},

@@ -23,7 +23,7 @@ ATTEMPT = [
 ]
 EVENT = [
     *("id", "event_id", "event_type", "external_id", "organization_id", "occurred_at", "branch_id", "metadata"),
-    *("matched_subscriptions", "created_at", "redacted_at"),
+    *("matched_subscriptions", "copied_from", "created_at", "redacted_at"),
 ]
 REPLAY = [
     *("id", "replay_id", "organization_id", "action", "status", "filters", "rate_per_second", "total", "sent"),

@@ -9,9 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from app.api import deliveries as delivery_lists
-from app.api import typed
-from core import ids, lists, replays, timestamps
+from core import deliveries_by_type, delivery_lists, ids, lists, replays, timestamps
 from core.failures import ErrorKind
 from core.selection import REASONS
 from core.states import DeadReason, DiscardReason, PendingReason, State
@@ -43,8 +41,8 @@ def near(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds that a test's few rows reach."""
     monkeypatch.setattr(lists, "REACH", 7)
     monkeypatch.setattr(delivery_lists, "REACH_IN_INDEX", 11)
-    monkeypatch.setattr(typed, "EVENTS_REACH", 5)
-    monkeypatch.setattr(typed, "DELIVERIES_REACH", 6)
+    monkeypatch.setattr(deliveries_by_type, "EVENTS_REACH", 5)
+    monkeypatch.setattr(deliveries_by_type, "DELIVERIES_REACH", 6)
 
 
 async def plant(p: Platform) -> list[dict[str, Any]]:

@@ -93,6 +93,9 @@ async def walk(p: Platform, url: str) -> Answers:
     await call("GET", f"/v1/replays/{replay['id']}")
     await every("/v1/replays", "filters[status]=cancelled")
 
+    await call("POST", f"/v1/events/{event['event_id']}/copy", {"data": {"a": 2}})
+    await every("/v1/events", "filters[text]=a")
+    await every("/v1/deliveries", "filters[text]=mine")
     await call("POST", f"/v1/events/{event['event_id']}/redact")
     await call("GET", f"/v1/events/{event['event_id']}")
 

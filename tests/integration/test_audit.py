@@ -60,6 +60,11 @@ async def _event(p: Platform, path: str) -> Ready:
     return Ready(path.replace("{id}", id_), resource=id_)
 
 
+async def _copied(p: Platform, path: str) -> Ready:
+    ready = await _event(p, path)
+    return Ready(ready.url, {"data": {"a": "copy"}}, ready.resource)
+
+
 async def _replay(p: Platform, path: str) -> Ready:
     await _delivery(p, "")
     made = (await p.call("POST", "/v1/replays", {"filters": {"status": "pending"}}))["data"]
@@ -108,6 +113,7 @@ READY: dict[tuple[str, str], Callable[[Platform, str], Awaitable[Ready]]] = {
     ("POST", "/v1/events"): _posts(lambda: {"event_type": "a.b", "data": {}}),
     ("POST", "/v1/events/batch"): _posts(lambda: {"events": [{"event_type": "a.b", "data": {}}]}),
     ("POST", "/v1/events/{id}/redact"): _event,
+    ("POST", "/v1/events/{id}/copy"): _copied,
     ("POST", "/v1/deliveries/{id}/replay"): _delivery,
     ("POST", "/v1/deliveries/{id}/discard"): _delivery,
     ("POST", SUBSCRIPTIONS): _posts(lambda: {"url": URL, "events": ["*"], "headers": {"X-Token": SECRET_HEADER}}),
