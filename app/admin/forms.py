@@ -18,6 +18,7 @@ from core.errors import PermissionDenied, UnsupportedMediaType, ValidationFailed
 
 TOKEN = "form_token"  # nosec B105 # noqa: S105 - a field's name
 MAX_BYTES = 65_536
+ENCODED = 6  # times its size that a text takes in a form, at most: laid out over lines, and each byte as %xx
 MAX_FIELDS = 200
 MEDIA_TYPE = "application/x-www-form-urlencoded"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -95,7 +96,7 @@ def check_token(form: Form, *cookies: str | None) -> None:
         )
 
 
-async def read(request: Request) -> Form:
+async def read(request: Request, max_bytes: int = MAX_BYTES) -> Form:
     """Raises `UnsupportedMediaType`, `PayloadTooLarge`, or `ValidationFailed` when it is no form.
 
     What our own pages send and nothing else: a multipart form names the codecs that its fields are decoded by, and
@@ -104,7 +105,7 @@ async def read(request: Request) -> Form:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != MEDIA_TYPE:
         raise UnsupportedMediaType(f"Send the form as {MEDIA_TYPE}, as the pages here do")
-    content = await body.read(request.receive, request.headers, MAX_BYTES)
+    content = await body.read(request.receive, request.headers, max_bytes)
     try:
         pairs = parse_qsl(content.decode(), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)
     except UnicodeError as error:

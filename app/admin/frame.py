@@ -43,11 +43,13 @@ TITLES = {
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One method of one page: what handles it, and who may: users from a role on, or anybody, for the reason given."""
+    """One method of one page: what handles it, and who may: users from a role on, or anybody, for the reason given.
+    `takes`: names a setting that bounds a text in its form, in bytes."""
 
     handler: Handler
     role: Role | None = None
     public: str = ""
+    takes: str = ""
 
     def __post_init__(self) -> None:
         if (self.role is None) == (not self.public):
@@ -93,7 +95,8 @@ class PageResource:
                 return visit.redirect(f"/sign-in?{urlencode({'next': visit.location})}")
             _check_role(visit.user.role, page.role)
         if changes:
-            visit.form = await forms.read(request)
+            text_bytes = getattr(visit.services.settings, page.takes) if page.takes else 0
+            visit.form = await forms.read(request, forms.MAX_BYTES + forms.ENCODED * text_bytes)
             session_token = visit.session_token if visit.user is not None else None
             # A page for anybody may have been shown before this browser signed in, in another tab.
             forms.check_token(visit.form, session_token, visit.visitor if page.public else None)

@@ -12,13 +12,13 @@ import orjson
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.admin import wording
-from app.admin.dead_letters import ERRORS
+from app.admin.delivery_filters import FILTERS
 from app.admin.forms import Form
-from app.admin.lists import Filter, PageQuery
+from app.admin.lists import PageQuery
 from app.admin.visit import Visit
 from core import ids, jsontext, labels, replays, selection, timestamps
 from core.errors import HookwrightError, ValidationFailed
-from core.models import ItemOutcome, ReplayAction, ReplayStatus
+from core.models import ReplayAction, ReplayStatus
 from core.replay_preview import Prepared, SkipReason
 from core.states import State
 
@@ -26,20 +26,6 @@ CONFIRM_FROM = 101  # deliveries; so many are to be typed
 DISCARD_RATE = 1_000  # a second, where none is asked for: nobody has to keep up with a discard
 MAX_GROUPS = 100  # that a preview lists
 
-FILTERS = (
-    Filter.choice("status", "State", State),
-    Filter.of_id("organization", "Organization", ids.ORGANIZATION),
-    Filter.of_id("subscription", "Subscription", ids.SUBSCRIPTION, field="subscription_id"),
-    Filter.of_id("event", "Event", ids.EVENT, field="event_id"),
-    Filter.text("event_type", "Event type"),
-    Filter.choice("error", "Error", ERRORS),
-    Filter.choice("reason", "Reason", selection.REASONS),
-    Filter.text("status_code", "Status code"),
-    Filter.of_id("replay", "Replay", ids.REPLAY, field="replay_id"),
-    Filter.choice("outcome", "Outcome in it", ItemOutcome),
-    Filter.time("created_after", "Accepted since"),
-    Filter.time("created_before", "Accepted before"),
-)
 # What else stands in such a URL: the rows that were picked, or that all that match were, and what is to be done.
 BESIDES = frozenset({"ids", "all_matching", "select", "action", "rate_per_second", "after", "before", "page"})
 
@@ -255,7 +241,7 @@ async def in_words(session: AsyncSession, filters: dict[str, Any]) -> list[tuple
         elif name in ("created_after", "created_before"):
             told.append((names[name].label, wording.exact_time(selection.moment(text)), ""))
         elif name in names:
-            told.append((names[name].label, text.replace("_", " ") if name != "event_type" else text, ""))
+            told.append((names[name].label, text if name in ("event_type", "text") else text.replace("_", " "), ""))
         else:
             told.append((name.replace("_", " "), text, ""))
     return told

@@ -54,6 +54,8 @@ TEMPLATES.globals |= {
     "badge_of": badges.of,
     "Role": Role,
     "link_of": links.link_of,
+    "show_id": ids.show,
+    "time_of": ids.time_of,
 }
 
 MAX_PATH = 500  # characters of a path to go on to
