@@ -25,6 +25,7 @@ from core.states import State
 CONFIRM_FROM = 101  # deliveries; so many are to be typed
 DISCARD_RATE = 1_000  # a second, where none is asked for: nobody has to keep up with a discard
 MAX_GROUPS = 100  # that a preview lists
+ANY_STATE = ",".join(State)
 
 # What else stands in such a URL: the rows that were picked, or that all that match were, and what is to be done.
 BESIDES = frozenset({"ids", "all_matching", "select", "action", "rate_per_second", "after", "before", "page"})
@@ -78,13 +79,13 @@ async def of_url(visit: Visit) -> Asked:
     is_all = params.get("all_matching") == "1"
     if picked and not is_all:
         whose = asked.filters.get("organization")
-        asked.filters = {"ids": picked, "status": ",".join(State)}
+        asked.filters = {"ids": picked}
         if whose:
             asked.filters["organization"] = whose
     elif params.get("select") and not is_all:
         asked.refuse("ids", "Nothing was selected: go back and tick what you mean, or all that match")
     await _find_owner(visit, asked)
-    asked.filters = replays.freeze(asked.filters)
+    asked.filters = replays.freeze({"status": ANY_STATE, **asked.filters})  # as in the list of deliveries
     return asked
 
 

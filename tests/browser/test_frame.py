@@ -267,7 +267,7 @@ def test_keys_selection_and_asking_first(play: Play) -> None:
         dialog = page.get_by_role("dialog")
         await page.keyboard.press("r")
         await expect(dialog).to_contain_text("Send them again?")
-        await dialog.get_by_role("button", name="Cancel").click()
+        await dialog.get_by_role("button", name="Go back").click()
         await expect(dialog).not_to_be_visible()
         assert trial.sent == []
         await replay.click()

@@ -48,7 +48,8 @@ def form_of(page: str) -> dict[str, str]:
 
 
 async def preview(visitor: Visitor, **chosen: str) -> str:
-    page = await visitor.get(f"/replays/new?{urlencode(chosen)}")
+    """Of dead letters, unless another `status` is given."""
+    page = await visitor.get(f"/replays/new?{urlencode({'status': 'dead', **chosen})}")
     assert page.status_code == 200, text_of(page.text)
     return page.text
 
@@ -209,7 +210,7 @@ def test_a_preview_says_what_will_not_happen(database_url: str, redis_url: str) 
             opened = Breaker(BreakerState.OPEN, failures=5, opened_at_ms=now_ms, failed_at_ms=now_ms)
             await p.services.breakers.swap([(seeds.subscription_id, Breaker(), opened)])
             whose = shown_organization(p.organization_id)
-            said = text_of(await preview(ada, organization=whose, status=",".join(State)))
+            said = text_of(await preview(ada, organization=whose, status=""))
             for part in (
                 "Replay 9 deliveries?",
                 "5 will be sent again",

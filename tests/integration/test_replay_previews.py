@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 
 from core import deliveries, ids, replay_items, replays
+from core.database import Database
 from core.errors import Conflict, ValidationFailed
 from core.lists import Paging
 from core.models import ItemOutcome, Replay, ReplayAction, ReplayStatus
@@ -183,6 +184,36 @@ def test_a_discard_ends_the_wait_of_an_earlier_replay(database_url: str) -> None
         await let_pass(seeds, 1.0)
         await replays.tick(seeds.database)
         assert await counters(seeds, earlier.id) == ("completed", 2, 1, 1, 0, 1)
+
+    seeded(database_url, run)
+
+
+def test_a_discard_is_paced_paused_cancelled_and_goes_on_after_a_restart(database_url: str) -> None:
+    async def run(seeds: Seeds) -> None:
+        chosen = sorted([await seeds.delivery(State.DEAD) for _ in range(9)])
+        job = await create(seeds, {"status": "dead"}, action=ReplayAction.DISCARD, rate_per_second=3)
+
+        async def steer(operation: str) -> None:
+            async with seeds.database.session() as session:
+                await replays.operate(session, seeds.organization_id, job.id, operation)
+
+        async def step() -> int:
+            fresh = Database(seeds.database.engine.url.render_as_string(hide_password=False))
+            try:  # a worker that knows nothing of the last one
+                assert await replays.tick(fresh) == []
+            finally:
+                await fresh.close()
+            await let_pass(seeds, 1.0)
+            return (await counters(seeds, job.id))[3]
+
+        assert [await step(), await step()] == [3, 6]
+        await steer("pause")
+        assert await step() == 6
+        await steer("resume")
+        await steer("cancel")
+        assert await step() == 6
+        assert await counters(seeds, job.id) == ("cancelled", 9, 6, 6, 0, 0)
+        assert [(await seeds.state(one))[0] for one in chosen] == ["discarded"] * 6 + ["dead"] * 3
 
     seeded(database_url, run)
 
