@@ -73,7 +73,7 @@ async def _with_locks(database: Database, step: Callable[[Connection], None]) ->
                 raise
             refused = error
         log.info("a table to be changed is in use", tries=one + 1)
-        await asyncio.sleep(random.uniform(*PAUSE_S))  # noqa: S311 - not a secret
+        await asyncio.sleep(random.uniform(*PAUSE_S))  # nosec B311 # noqa: S311 - not a secret
     raise TablesBusy(
         f"A table that must be changed was in use at each of {LOCK_TRIES} tries; run `hookwright migrate` again, or,"
         " should that go on, end what holds a transaction open (pg_stat_activity)"
