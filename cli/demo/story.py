@@ -32,6 +32,7 @@ class Story:
         self._data_dir = data_dir
         self._receiver = receiver
         self._key = ""
+        self._entrance = ""
         self._subscribers: dict[str, plot.Subscriber] = {}  # by subscription id
         self._seen: dict[str, State] = {}  # by delivery id
 
@@ -44,7 +45,7 @@ class Story:
             deliveries = await self._follow_to_the_end(client)
             states = Counter(one["status"] for one in deliveries)
             dead = next((one["delivery_id"] for one in deliveries if one["status"] == "dead"), "dlv_…")
-            give(ending(self._url, self._key, self._receiver, states, dead))
+            give(ending(self._url, self._entrance, self._key, self._receiver, states, dead))
         if states != plot.EXPECTED:
             give(f"This is not what should have come of it: {dict(plot.EXPECTED)}")
         return states == plot.EXPECTED
@@ -58,7 +59,8 @@ class Story:
 
     async def _make_tenant(self) -> None:
         """Anew at each start: an earlier one's subscriptions lead to a receiver that is gone."""
-        from core import api_keys, ids, organizations
+        from core import api_keys, ids, organizations, set_up_link
+        from core.database import driver_of
 
         settings = target.settings(self._data_dir, keys=True)
         target.refuse_newer_keys(self._data_dir)
@@ -66,6 +68,8 @@ class Story:
         async with target.session(settings) as session:
             organization = await organizations.create(session, f"Demo of {datetime.now():%Y-%m-%d %H:%M:%S}")
             _, self._key = await api_keys.create(session, sealer, organization_id=organization.id, name="demo")
+            token = await set_up_link.make(await driver_of(session))
+        self._entrance = "/sign-in" if token is None else set_up_link.path(token)
         give(f"\nA new organization: {organization.name} ({ids.show(ids.ORGANIZATION, organization.id)})")
 
     async def _make_subscribers(self, client: Client) -> None:
