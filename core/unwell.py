@@ -22,7 +22,7 @@ from core.stats import Figures, Waiting
 
 HOUR: Final = timedelta(hours=1)
 LOOK_BACK: Final = timedelta(days=7)  # for when it began
-MOST_SHOWN: Final = 20
+MOST_SHOWN: Final = 10
 # The worst first.
 ORDER: Final[tuple[Health, ...]] = (Health.FAILING, Health.DEGRADED, Health.DISABLED, Health.PAUSED)
 

@@ -87,7 +87,7 @@ def test_real_deliveries_are_told_from_the_failing_subscription_to_its_error(dat
                 assert "Our side is well: 1 worker is alive, nothing is late. What fails below fails at the" in said
                 assert "healthy 1 degraded 0 failing 1 paused 0 disabled 0" in said
                 assert "Their server answered 503" in said
-                assert "2 of 2 attempts failed in the last hour" in said
+                assert "2 of 2 attempts failed within the hour" in said
                 assert "First steps" not in said
                 for href in (
                     f"/subscriptions/{failing['id']}",
