@@ -41,10 +41,13 @@ class Target:
 
     @property
     def label(self) -> str:
-        """Host, port and path, which tell subscriptions apart, cut to `MAX_CHARS`. Not the query, which may be a
-        secret."""
-        label = self.url.partition("?")[0].partition("://")[2].removesuffix("/")
-        return label if len(label) <= MAX_CHARS else f"{label[: MAX_CHARS - 1]}…"
+        return of_url(self.url)
+
+
+def of_url(url: str) -> str:
+    """Host, port and path, which tell subscriptions apart, cut to `MAX_CHARS`. Not the query, which may be a secret."""
+    label = url.partition("?")[0].partition("://")[2].removesuffix("/")
+    return label if len(label) <= MAX_CHARS else f"{label[: MAX_CHARS - 1]}…"
 
 
 async def subscriptions(session: AsyncSession, of: Iterable[UUID]) -> dict[UUID, Target]:

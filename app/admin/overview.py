@@ -20,7 +20,7 @@ from starlette.responses import Response
 from app.admin import charts, start
 from app.admin.explanations import explain
 from app.admin.visit import Visit
-from core import ids, organizations, stats, unwell, workers
+from core import ids, labels, organizations, stats, unwell, workers
 from core.breaker import Breaker
 from core.breakers import UNREACHABLE
 from core.errors import InvalidId, NotFound
@@ -204,7 +204,7 @@ def _row(one: Unwell) -> dict[str, object]:
     return {
         "row": one,
         "id": ids.show(ids.SUBSCRIPTION, one.id),
-        "organization_id": ids.show(ids.ORGANIZATION, one.organization_id),
+        "label": labels.of_url(one.url),
         "delivery_id": ids.show(ids.DELIVERY, one.failed_delivery_id) if one.failed_delivery_id else None,
         "explanation": explain(one.error_kind, one.status_code) if one.error_kind else None,
     }

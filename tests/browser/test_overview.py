@@ -53,7 +53,8 @@ def test_three_in_the_morning(play: Play, receiver: Receiver) -> None:
         await expect(page.get_by_text("Our side is well: 1 worker is alive, nothing is late.")).to_be_visible()
         row = page.get_by_role("row", name=re.compile("failing"))
         await expect(row).to_have_count(1)
-        await expect(row.get_by_role("link", name=receiver.url("/status/503"))).to_be_visible()
+        label = receiver.url("/status/503").removeprefix("http://")
+        await expect(row.get_by_role("link", name=label)).to_be_visible()
         await expect(row).to_contain_text("nothing delivered in 7 days")
         await expect(row).to_contain_text("the receiver's side")
         figures = row.get_by_role("cell")
@@ -69,7 +70,7 @@ def test_three_in_the_morning(play: Play, receiver: Receiver) -> None:
         await p.send("order.paid")
         await p.settled(2, "dead")
         await kept(s, attempts=4)
-        await expect(figures.nth(5)).to_have_text("2")
+        await expect(figures.nth(5)).to_have_text("2", timeout=20_000)
         await expect(page.get_by_role("region", name="Table of the chart")).to_be_visible()
 
         # The error, at the first click.
@@ -77,5 +78,15 @@ def test_three_in_the_morning(play: Play, receiver: Receiver) -> None:
         assert latest > dead["id"]
         await row.get_by_role("link", name="Their server answered 503").click()
         await page.wait_for_url(f"{s.url}/deliveries/{latest}")
+        await expect(page.get_by_text("Their server answered 503").first).to_be_visible()
+        # And what is beside it leads where it says.
+        for name, path, heading in (
+            (label, f"/subscriptions/{failing['id']}", label),
+            ("2", f"/dead-letters?subscription={failing['id']}", "Dead letters"),
+        ):
+            await page.goto("/")
+            await row.get_by_role("link", name=name, exact=True).click()
+            await page.wait_for_url(f"{s.url}{path}")
+            await expect(page.get_by_role("heading", level=1)).to_contain_text(heading)
 
     play(scenario, with_worker=True)
