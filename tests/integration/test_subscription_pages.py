@@ -24,7 +24,7 @@ RAW = re.compile(r"<script>|<img|javascript:alert|\son\w+=")
 
 def fields_of(page: httpx.Response) -> dict[str, str]:
     """What the page's form of a subscription would send, were it sent as it is."""
-    [form] = re.findall(r'<form class="panel roomy" id="subscription".*?</form>', page.text, re.S)
+    [form] = re.findall(r'<form class="panel" id="subscription".*?</form>', page.text, re.S)
     fields = {
         html.unescape(name): html.unescape(value)
         for name, value in re.findall(r'<input id="[^"]*" name="([^"]+)"[^>]*?value="([^"]*)"', form)
