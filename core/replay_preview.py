@@ -157,12 +157,18 @@ async def preview(
     if sum(group.count for group in groups) > MAX_SELECTION:
         return Preview(action, groups, None)
     try:
-        async with session.begin_nested(), in_time(session, COUNT_TIMEOUT_MS - 1000 * (monotonic() - began)):
-            rows = await _look(session, conditions)
-            overlaps = await _overlaps(session, organization_id, conditions)
+        async with session.begin_nested():
+            async with in_time(session, _left_ms(began)):
+                rows = await _look(session, conditions)
+            async with in_time(session, _left_ms(began)):
+                overlaps = await _overlaps(session, organization_id, conditions)
     except ValidationFailed:
         return Preview(action, groups, None)
     return await _judged(session, action, rows, overlaps)
+
+
+def _left_ms(began: float) -> float:
+    return COUNT_TIMEOUT_MS - 1000 * (monotonic() - began)
 
 
 async def until(session: AsyncSession, organization_id: UUID, filters: Mapping[str, Any]) -> datetime:

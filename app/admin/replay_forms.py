@@ -214,7 +214,11 @@ async def _first_step(session: AsyncSession, asked: Asked, total: int) -> str | 
     """Where more are chosen than one job takes: the preview of the oldest of them."""
     if total <= replays.MAX_SELECTION or asked.organization_id is None:
         return None
-    until = await replays.until(session, asked.organization_id, asked.filters)
+    try:
+        async with session.begin_nested():
+            until = await replays.until(session, asked.organization_id, asked.filters)
+    except ValidationFailed:
+        return None  # there are so many that not even that is found in time
     chosen = asked.filters | {"created_before": timestamps.show(until)}
     names = {one.field: one.name for one in FILTERS} | {"ids": "ids"}
     params = {names[name]: ",".join(selection.words(value)) for name, value in chosen.items()}

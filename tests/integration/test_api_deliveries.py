@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from core import replays
 from core.states import TRANSITIONS, State
 from tests.api import FAST, SUBSCRIPTIONS, TIME, URL, error_of, faults_of, run, success_of
 from tests.platform import Platform, eventually, shown
@@ -188,6 +189,12 @@ def test_a_dry_run_counts_exactly_and_changes_nothing(database_url: str, redis_u
             {"subscription_id": one["id"], "count": 2},
         ]
         assert dry["by_error"] == [{"error": "reset", "count": 3}, {"error": "status", "count": 2}]
+        assert dry["groups"] == [
+            {"subscription_id": two["id"], "error": "reset", "count": 3},
+            {"subscription_id": one["id"], "error": "status", "count": 2},
+        ]
+        assert dry["by_status"] == [{"status": "dead", "count": 5}]
+        assert (dry["action"], dry["skipped"], dry["skips"], dry["held"], dry["overlaps"]) == ("replay", 0, [], [], [])
         assert dry["filters"]["status"] == "dead"
         assert TIME.fullmatch(dry["filters"]["created_before"])
         assert (await p.call("GET", "/v1/replays"))["data"] == []
@@ -221,6 +228,47 @@ def test_a_dry_run_counts_exactly_and_changes_nothing(database_url: str, redis_u
         run(database_url, redis_url, check, with_worker=True)
 
 
+def test_a_bulk_discard_and_what_came_of_each(database_url: str, redis_url: str) -> None:
+    async def check(p: Platform) -> None:
+        made = await p.subscribe(URL)
+        for _ in range(5):
+            await p.send()
+        await p.sql("UPDATE deliveries SET state = 'dead', reason = 'exhausted', due_at = NULL")
+        paused = f"{SUBSCRIPTIONS}/{made['id']}/pause"
+        await p.call("POST", paused)
+        dry = (await p.call("POST", "/v1/replays", {"dry_run": True}))["data"]
+        assert dry["held"] == [{"subscription_id": made["id"], "reason": "paused", "count": 5}]
+        body = {"action": "discard", "rate_per_second": 4}
+        job = success_of(await p.client.post("/v1/replays", json=body), 202)["data"]
+        assert (job["action"], job["total"]) == ("discard", 5)
+        path = f"/v1/replays/{job['id']}"
+        dry = (await p.call("POST", "/v1/replays", {"dry_run": True}))["data"]
+        overlap = {"replay_id": job["id"], "action": "discard", "status": "queued", "count": 5}
+        assert dry["overlaps"] == [overlap]
+        assert await replays.tick(p.database) == []
+
+        every = (await p.call("GET", f"{path}/items?sort=created_at"))["data"]
+        assert [one["outcome"] for one in every] == ["succeeded"] * 4 + ["waiting"]
+        assert [one["status"] for one in every] == ["discarded"] * 4 + ["dead"]
+        assert every[0]["replay_id"] == job["id"]
+        page = await p.call("GET", f"{path}/items?filters[outcome]=succeeded&limit=3")
+        cursor = page["meta"]["pagination"]["nextCursor"]
+        rest = await p.call("GET", f"{path}/items?filters[outcome]=succeeded&limit=3&after_key={cursor}")
+        newest_first = [one["id"] for one in every[3::-1]]
+        assert [one["id"] for one in page["data"] + rest["data"]] == newest_first
+        for wrong in ("filters[outcome]=lost", "filters[status]=dead", "fields=colour"):
+            assert (await p.client.get(f"{path}/items?{wrong}")).status_code == 400
+        assert (await p.client.get("/v1/replays/rpl_01M7X7GQX8E008X9FCP040HQMR/items")).status_code == 404
+
+        assert (await p.call("PATCH", path, {"rate_per_second": 9}))["data"]["rate_per_second"] == 9
+        for rate in (0, 10_001, "9", None):
+            assert list(faults_of(await p.client.patch(path, json={"rate_per_second": rate}))) == ["rate_per_second"]
+        await p.call("POST", f"{path}/cancel")
+        error_of(await p.client.patch(path, json={"rate_per_second": 9}), 409, "CONFLICT")
+
+    run(database_url, redis_url, check)
+
+
 def test_a_wrong_replay_is_refused_dry_or_not(database_url: str, redis_url: str) -> None:
     async def check(p: Platform) -> None:
         for body, name in [
@@ -238,6 +286,7 @@ def test_a_wrong_replay_is_refused_dry_or_not(database_url: str, redis_url: str)
             ({"rate_per_second": 0}, "rate_per_second"),
             ({"rate_per_second": 10**30}, "rate_per_second"),
             ({"rate_per_second": "50"}, "rate_per_second"),
+            ({"action": "delete"}, "action"),
         ]:
             for dry_run in (True, False):
                 answer = await p.client.post("/v1/replays", json=body | {"dry_run": dry_run})
