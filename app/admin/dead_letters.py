@@ -8,6 +8,7 @@ from uuid import UUID
 
 from starlette.responses import Response
 
+from app.admin import delivery_filters
 from app.admin.explanations import Explanation, explain
 from app.admin.lists import Filter, PageQuery
 from app.admin.visit import Visit
@@ -23,9 +24,9 @@ UNTRIED = Explanation(
     explain(ErrorKind.STATUS).fault,
     "Mostly they came due while their subscription was disabled. Resume it, then replay them.",
 )
-ERRORS = {**{str(kind): str(kind).replace("_", " ") for kind in ErrorKind}, NO_ERROR: "never tried"}
+ERRORS = delivery_filters.ERRORS | {NO_ERROR: "never tried"}
 FILTERS = (
-    Filter.of_id("organization", "Organization", ids.ORGANIZATION),
+    delivery_filters.ORGANIZATION,
     Filter.of_id("subscription", "Subscription", ids.SUBSCRIPTION),
     Filter.choice("error", "Error", ERRORS),
 )
@@ -59,7 +60,9 @@ class Shown:
 
 
 async def index(visit: Visit) -> Response:
-    query = PageQuery.of(visit, FILTERS, ids.DELIVERY)
+    async with visit.transaction() as session:
+        filters = await delivery_filters.with_organizations(session, FILTERS)
+    query = PageQuery.of(visit, filters, ids.DELIVERY)
     number = _page_number(visit)
     found, problem = Groups((), False, 0, 0), ""
     if not query.errors:
@@ -134,14 +137,13 @@ def explained(group: Group) -> Explanation:
 
 
 async def _groups(visit: Visit, query: PageQuery, number: int) -> Groups:
-    whose, of = query.asked.get("organization"), query.asked.get("subscription")
-    error = query.asked.get("error")
+    of, error = query.asked.get("subscription"), query.asked.get("error")
     if error is not None and "," in error:
         raise ValidationFailed.of("error", "Choose one")
     async with visit.services.database.driver() as driver:
         return await dead_letters.groups(
             driver,
-            organization_id=ids.parse(ids.ORGANIZATION, whose) if whose else None,
+            organization_id=delivery_filters.organization_of(query.asked),
             subscription_id=ids.parse(ids.SUBSCRIPTION, of) if of else None,
             error=error,
             page=number,

@@ -8,15 +8,16 @@ from uuid import UUID
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.admin import badges
-from app.admin.dead_letters import ERRORS
 from app.admin.lists import Filter
 from core import ids, organizations, selection
 from core.delivery_lists import Deliveries
+from core.failures import ErrorKind
 from core.models import ItemOutcome
 from core.states import State
 
 MAX_OPTIONS = 100  # organizations to choose from; where there are more, their ids are asked for
 
+ERRORS = {**{str(one): badges.of("error", one).label for one in ErrorKind}, selection.NO_ERROR: "no error"}
 TEXT = Filter.text("text", "Text", hint="an id, or in the payload")
 ORGANIZATION = Filter.of_id("organization", "Organization", ids.ORGANIZATION)
 FILTERS = (

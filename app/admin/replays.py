@@ -12,7 +12,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.responses import Response
 
 from app.actions import replays as actions
-from app.admin import replay_forms
+from app.admin import delivery_filters, replay_forms
 from app.admin.lists import Filter, PageQuery
 from app.admin.replay_forms import Asked
 from app.admin.visit import Visit
@@ -26,7 +26,7 @@ from core.replays import CountChanged
 FILTERS = (
     Filter.choice("status", "Status", ReplayStatus),
     Filter.choice("action", "What", {"replay": "replay", "discard": "discard"}),
-    Filter.of_id("organization", "Organization", ids.ORGANIZATION),
+    delivery_filters.ORGANIZATION,
 )
 OUTCOMES = (Filter.choice("outcome", "Outcome", ItemOutcome),)
 
@@ -35,8 +35,8 @@ OUTCOMES = (Filter.choice("outcome", "Outcome", ItemOutcome),)
 
 
 async def index(visit: Visit) -> Response:
-    query = PageQuery.of(visit, FILTERS, ids.REPLAY)
     async with visit.transaction() as session:
+        query = PageQuery.of(visit, await delivery_filters.with_organizations(session, FILTERS), ids.REPLAY)
         page = await query.page(session, _walk)
         names = await labels.organizations(session, {row.organization_id for row in page.rows})
         who = await labels.actors(session, {row.created_by for row in page.rows})
@@ -45,8 +45,8 @@ async def index(visit: Visit) -> Response:
 
 
 def _walk(asked: dict[str, str]) -> Walk:
-    whose = asked.get("organization")
-    walked = [col(Replay.organization_id) == ids.parse(ids.ORGANIZATION, whose)] if whose else []
+    whose = delivery_filters.organization_of(asked)
+    walked = [] if whose is None else [col(Replay.organization_id) == whose]
     checked = [
         column.in_(asked[name].split(","))
         for name, column in (("status", col(Replay.status)), ("action", col(Replay.action)))
