@@ -147,10 +147,12 @@ WHERE status <> 'deleted' AND ($1::uuid IS NULL OR organization_id = $1)
 GROUP BY status
 """
 # For each subscription a range of the primary key, and of that only what failed; what it delivered is asked of those
-# alone that failed at all. It costs by the number of subscriptions, however much each of them is sent.
+# alone that failed at all. It costs by the number of subscriptions, however much each of them is sent. The breakers are
+# joined, for in an outage they are as many.
 _CANDIDATES = """
 SELECT s.id, s.organization_id, s.circuit_breaker, failing.attempts AS failed, fine.attempts AS delivered
 FROM subscriptions s
+LEFT JOIN unnest($4::uuid[]) AS breaker(id) ON breaker.id = s.id
 CROSS JOIN LATERAL (
     SELECT coalesce(sum(attempts), 0)::bigint AS attempts FROM delivery_stats kept
     WHERE kept.organization_id = s.organization_id AND kept.subscription_id = s.id AND minute >= $2
@@ -159,11 +161,11 @@ CROSS JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT coalesce(sum(attempts), 0)::bigint AS attempts FROM delivery_stats kept
     WHERE kept.organization_id = s.organization_id AND kept.subscription_id = s.id AND minute >= $2
-        AND error_kind = '' AND (failing.attempts > 0 OR s.id = ANY($4::uuid[]))
+        AND error_kind = '' AND (failing.attempts > 0 OR breaker.id IS NOT NULL)
 ) AS fine
 WHERE s.status = 'active' AND ($1::uuid IS NULL OR s.organization_id = $1)
     AND (
-        s.id = ANY($4::uuid[])
+        breaker.id IS NOT NULL
         OR failing.attempts > 0 AND 100.0 * fine.attempts < $3::float8 * (failing.attempts + fine.attempts)
     )
 """

@@ -44,6 +44,8 @@ class Keeper:
                 async with asyncio.timeout(self._every_s):
                     await self._stop.wait()
             ends = self._stop.is_set()
+            if self._tally.is_empty:
+                continue
             try:
                 async with self._database.driver() as driver:
                     await self._tally.flush(driver)

@@ -61,6 +61,10 @@ class Tally:
             if made > 1:
                 counts[_DEAD_RETRIED] += 1
 
+    @property
+    def is_empty(self) -> bool:
+        return not self._counts and not self._accepted
+
     def accept(self, events: Mapping[UUID, int]) -> None:
         """Counts events that were stored: how many by organization."""
         for organization_id, count in events.items():
@@ -71,10 +75,10 @@ class Tally:
 
         The minute is the database's at this moment, so flush several times a minute.
         """
+        if self.is_empty:
+            return
         taken, self._counts = self._counts, {}
         accepted, self._accepted = self._accepted, defaultdict(int)
-        if not taken and not accepted:
-            return
         rows = sorted(_with_wholes(taken, accepted).items())
         try:
             await driver.execute(
