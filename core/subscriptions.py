@@ -113,12 +113,11 @@ async def get(
 
 async def find(session: AsyncSession, subscription_id: UUID) -> Subscription:
     """The same, whosesoever it is."""
-    query = select(Subscription).where(
-        Subscription.id == subscription_id, Subscription.status != SubscriptionStatus.DELETED
-    )
-    found = (await session.exec(query)).one_or_none()
+    found = (await session.exec(select(Subscription).where(Subscription.id == subscription_id))).one_or_none()
     if found is None:
         raise _unknown(subscription_id)
+    if found.status == SubscriptionStatus.DELETED:
+        raise NotFound("This subscription was deleted. Its deliveries are still in their list.")
     return found
 
 

@@ -40,12 +40,9 @@ def retries(policy: RetryPolicy) -> str:
     # 1 min, 1 min, 1 min: said once, with how often.
     runs = [(delay(one), len(list(same))) for one, same in groupby(delays)]
     told = [text if count == 1 else f"{text} ({count} times)" for text, count in runs[:MOST_DELAYS]]
-    more = ", …" if len(runs) > MOST_DELAYS else ""
+    told += ["and so on"] if len(runs) > MOST_DELAYS else []
     jitter = f", ±{policy.jitter * 100:.0f} %" if policy.jitter else ""
-    return (
-        f"{policy.max_attempts} attempts over {_span(sum(delays))}:"
-        f" at once, then after {', '.join(told)}{more}{jitter}."
-    )
+    return f"{policy.max_attempts} attempts over {_span(sum(delays))}: at once, then after {', '.join(told)}{jitter}."
 
 
 def _span(seconds: float) -> str:
@@ -99,7 +96,7 @@ def sentence(
                 return (
                     "Its circuit breaker is half open: a few deliveries are sent, to see whether the receiver is back."
                 )
-            return "Some attempts fail; most succeed."
+            return "Some attempts of the last hour failed."
         case Health.HEALTHY:
             if not day.attempts:
                 return "Nothing was sent to it in the last 24 hours."

@@ -55,7 +55,12 @@ async def index(visit: Visit) -> Response:
     query = PageQuery.of(visit, FILTERS, ids.SUBSCRIPTION)
     failing: list[UUID] | None = None
     if BREAKER_OPEN in query.asked.get("status", ""):
-        known = await visit.services.breakers.all()
+        try:
+            known = await visit.services.breakers.all()
+        except UNREACHABLE as error:
+            raise Unavailable(
+                "Redis does not answer, and it knows which circuit breakers are open; try again"
+            ) from error
         failing = [one for one, breaker in known.items() if breaker.state is not BreakerState.CLOSED]
     async with visit.transaction() as session:
         page = await query.page(session, lambda asked: _walk(asked, failing))
@@ -175,11 +180,17 @@ async def _show(
         breaker_settings=words.breaker_settings(settings),
         headers=list(actions.headers_of(visit, row)),
         secrets=[{"id": ids.show(ids.SECRET, one.id), "row": one} for one in secrets],
+        missed=_number(visit.request.query_params.get("missed", "")),
         deliveries=[{"id": ids.show(ids.DELIVERY, one.id), "row": one} for one in deliveries],
         test=test,
         problem=problem,
         errors=errors or {},
     )
+
+
+def _number(text: str) -> int:
+    """Of a URL that we made ourselves; 0 for anything else."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 9 else 0
 
 
 def _moment(ms: int | None) -> datetime | None:
@@ -243,8 +254,7 @@ def _unconfirmed(visit: Visit, count: int | None) -> str:
 
     What waits grows while somebody types, so it is held against what the page said (`counted`), as long as that is not
     far off by now."""
-    counted = visit.form.text("counted")
-    shown = int(counted) if counted.isdecimal() and len(counted) < 12 else 0
+    shown = _number(visit.form.text("counted"))
     now = stats.MOST_COUNTED if count is None else count
     if max(now, shown) <= MUST_TYPE:
         return ""

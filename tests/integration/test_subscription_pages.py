@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
+import pytest
 
 from core import ids
 from core.breaker import BLANK, BreakerSettings
@@ -355,7 +356,9 @@ def test_pausing_resuming_and_deleting_say_what_they_do(database_url: str, redis
             await p.sql("DELETE FROM deliveries")
             gone = await ada.post(f"{path}/delete")
             assert gone.headers["location"] == f"/subscriptions?organization={shown(p)}&done=deleted"
-            assert (await ada.get(path)).status_code == 404
+            gone = await ada.get(path)
+            assert gone.status_code == 404
+            assert "This subscription was deleted" in gone.text
             assert (await ada.get(f"{path}/edit")).status_code == 404
             assert (await ada.get("/subscriptions/org_1")).status_code == 404
 
@@ -462,5 +465,33 @@ def test_many_of_several_organizations_are_listed_page_by_page(database_url: str
             assert "Nothing matches" in (await vera.get("/subscriptions?text=%25_nothing")).text
             for wrong in ("organization=x", "status=x", "after=x"):
                 assert (await vera.get(f"/subscriptions?{wrong}")).status_code == 400
+
+    run(database_url, redis_url, check)
+
+
+def test_without_redis_all_is_shown_but_what_it_alone_knows(
+    database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def check(p: Platform) -> None:
+        made = await p.subscribe(URL)
+
+        async def away(*_: object) -> None:
+            raise ConnectionError("Redis is away")
+
+        for name in ("all", "of", "get", "reset"):
+            monkeypatch.setattr(p.services.breakers, name, away)
+        async with signed_in(p, "olga@example.com", Role.OPERATOR) as olga:
+            assert "healthy" in (await olga.get("/subscriptions")).text
+            assert (await olga.get("/subscriptions?status=breaker_open")).status_code == 503
+            page = await olga.get(f"/subscriptions/{made['id']}")
+            assert "Its state is not known: Redis, which keeps it, does not answer." in page.text
+            assert "reset-breaker" not in page.text
+            reset = await olga.post(f"/subscriptions/{made['id']}/reset-breaker")
+            assert reset.status_code == 503
+            assert "Redis does not answer, and the state of circuit breakers is kept there" in reset.text
+            assert await audited(p, "circuit_breaker.reset") == []
+            assert (await olga.post(f"/subscriptions/{made['id']}/test")).status_code == 303, (
+                "what may be sent, is tried"
+            )
 
     run(database_url, redis_url, check)
