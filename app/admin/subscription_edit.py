@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from app.actions import subscriptions as actions
 from app.admin import subscription_words as words
+from app.admin.delivery_filters import MAX_OPTIONS
 from app.admin.subscription_form import Faults, Filled
 from app.admin.subscriptions import find, path_of, show_secrets
 from app.admin.visit import Visit
@@ -165,7 +166,7 @@ async def _form(
         if organization_id is not None:
             organization = await organizations.get(session, organization_id)
         else:
-            every = list(await organizations.every(session))
+            every = list(await organizations.oldest(session, MAX_OPTIONS + 1))
     if organization is not None:
         async with visit.services.database.driver() as driver:
             known = await subscription_checks.known_types(driver, organization.id)
@@ -184,7 +185,13 @@ async def _form(
         version=version or (row.version if row is not None else ""),
         organization=organization,
         organization_id="" if organization is None else ids.show(ids.ORGANIZATION, organization.id),
-        organizations={ids.show(ids.ORGANIZATION, one.id): one.name for one in every},
+        has_organizations=bool(every),
+        # Names to choose from, as long as they are few.
+        organizations={
+            ids.show(ids.ORGANIZATION, one.id): one.name for one in sorted(every, key=lambda one: one.name.casefold())
+        }
+        if len(every) <= MAX_OPTIONS
+        else {},
         known=known,
         problem=problem,
         schemes={name: SCHEME_WORDS[name] for name in signing.SCHEMES},

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from app import views
 from app.actions import breakers
 from app.actions import subscriptions as actions
-from app.admin import charts
+from app.admin import charts, delivery_filters
 from app.admin import subscription_words as words
 from app.admin.lists import Filter, PageQuery, time_of
 from app.admin.visit import Visit
@@ -37,7 +37,7 @@ STATUSES = {
     SubscriptionStatus.DISABLED: "disabled",
 }
 FILTERS = (
-    Filter.of_id("organization", "Organization", ids.ORGANIZATION),
+    delivery_filters.ORGANIZATION,
     Filter.choice("status", "Status", {str(one): label for one, label in STATUSES.items()}),
     Filter.text("text", "Text", hint="in URL or description"),
 )
@@ -52,7 +52,9 @@ OPEN_NOW = (
 
 
 async def index(visit: Visit) -> Response:
-    query = PageQuery.of(visit, FILTERS, ids.SUBSCRIPTION)
+    async with visit.transaction() as session:
+        filters = await delivery_filters.with_organizations(session, FILTERS)
+    query = PageQuery.of(visit, filters, ids.SUBSCRIPTION)
     failing: list[UUID] | None = None
     if BREAKER_OPEN in query.asked.get("status", ""):
         try:
@@ -86,9 +88,8 @@ async def index(visit: Visit) -> Response:
 
 def _walk(asked: Mapping[str, str], failing: list[UUID] | None) -> Walk:
     chosen = [one for one in asked.get("status", "").split(",") if one]
-    whose = asked.get("organization")
     return subscription_list.walk(
-        ids.parse(ids.ORGANIZATION, whose) if whose else None,
+        delivery_filters.organization_of(asked),
         statuses=[one for one in chosen if one != BREAKER_OPEN],
         only=failing,
         text=asked.get("text", ""),
