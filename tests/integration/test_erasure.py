@@ -298,7 +298,7 @@ def test_a_subscription_that_is_made_while_its_organization_is_deleted(database_
         await deletes
         live = "SELECT count(*) FROM subscriptions WHERE status <> 'deleted'"
         assert await seeds.driver.fetchval(live) == 1
-        await erasure.advance(seeds.database, NoBreakers(), late_s=0.0)
+        await erasure.advance(seeds.database, NoBreakers(), work_s=30.0, late_s=0.0)
         assert await seeds.driver.fetchval("SELECT count(*) FROM organizations") == 0
 
         await seeds.prepare()
