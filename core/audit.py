@@ -36,6 +36,7 @@ ACTIONS = (
     "circuit_breaker.reset",
     "delivery.discarded",
     "delivery.replayed",
+    "event.copied",
     "event.redacted",
     "event_type.created",
     "event_type.deleted",

@@ -55,7 +55,7 @@ def id_in(text: str) -> str | None:
 
 async def owner_of(driver: Any, text: str) -> str | None:
     """For the id of what has no page of its own, the id of what it belongs to: an attempt's delivery, a session's user,
-    a secret's subscription. None when there is none such."""
+    the subscription of a secret or of a change of its breaker. None when there is none such."""
     prefix = text[:3]
     statement, owner = _OWNERS[prefix]
     found = await driver.fetchval(statement, ids.parse(prefix, text))
@@ -66,6 +66,7 @@ _OWNERS = {
     ids.ATTEMPT: ("SELECT delivery_id FROM attempts WHERE id = $1", ids.DELIVERY),
     ids.SESSION: ("SELECT user_id FROM user_sessions WHERE id = $1", ids.USER),
     ids.SECRET: ("SELECT subscription_id FROM subscription_secrets WHERE id = $1", ids.SUBSCRIPTION),
+    ids.BREAKER_CHANGE: ("SELECT subscription_id FROM breaker_changes WHERE id = $1", ids.SUBSCRIPTION),
 }
 
 

@@ -27,6 +27,7 @@ _PLACES = {
     ids.SESSION: _Place("", Role.ADMIN),
     ids.AUDIT_ENTRY: _Place("/audit-log", Role.ADMIN),
     ids.SECRET: _Place("", Role.VIEWER),
+    ids.BREAKER_CHANGE: _Place("", Role.VIEWER),
 }
 PREFIXES = tuple(_PLACES)
 

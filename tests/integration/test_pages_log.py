@@ -219,6 +219,10 @@ def test_any_id_goes_to_its_page(database_url: str, redis_url: str) -> None:
             delivery_id,
             p.organization_id,
         )
+        [change] = await p.sql(
+            "INSERT INTO breaker_changes SELECT gen_random_uuid(), organization_id, id, 'OPEN', 2 FROM subscriptions"
+            " RETURNING id"
+        )
         await p.call("POST", "/v1/event-types", {"name": "order.refunded"})
         async with signed_in(p, ADMIN, Role.ADMIN) as admin, signed_in(p, "viewer@example.com", Role.VIEWER) as viewer:
             [user] = await p.sql("SELECT id FROM users WHERE email = 'viewer@example.com'")
@@ -231,6 +235,7 @@ def test_any_id_goes_to_its_page(database_url: str, redis_url: str) -> None:
                 f'{{"level": "info", "delivery": "{delivery}"}}': f"/deliveries/{delivery}",
                 ids.show(ids.ATTEMPT, attempt_id): f"/deliveries/{delivery}",
                 ids.show(ids.SECRET, secret["id"]): f"/subscriptions/{subscription['id']}",
+                ids.show(ids.BREAKER_CHANGE, change["id"]): f"/subscriptions/{subscription['id']}",
                 ids.show(ids.SESSION, session["id"]): f"/users/{its}",
                 its: f"/users/{its}",
                 "shop-4711": f"/events/{event['event_id']}",

@@ -24,7 +24,7 @@ def test_every_kind_of_id_leads_somewhere(prefix: str) -> None:
 
 def test_the_kinds_of_ids_are_those_of_core() -> None:
     assert sorted(links.PREFIXES) == sorted(PREFIXES)
-    assert len(PREFIXES) == 11
+    assert len(PREFIXES) == 12
 
 
 def test_a_page_that_would_be_refused_is_not_linked() -> None:
