@@ -18,6 +18,7 @@ class Content:
     raw: Markup | None  # the same as it came, where `text` is laid out
     size: int  # bytes, of all of it
     left_out: int  # characters, or bytes of what is binary, that are not shown
+    is_exact: bool = False  # what is shown is what came, character by character: nothing in it had to be written out
 
 
 def of(content: bytes, *, cut: bool = False) -> Content:
@@ -30,8 +31,9 @@ def of(content: bytes, *, cut: bool = False) -> Content:
         return Content("binary", Markup.escape(shown.hex_dump(content)), None, len(content), left_out)
     left_out = max(len(text) - MAX_SHOWN, 0)
     raw = shown.visible(text[:MAX_SHOWN])
+    is_exact = shown.UNSEEN.search(text) is None
     if json_text.is_json(text):
         laid_out = json_text.pretty(text, json_text.MAX_COLOURED)
         if laid_out is not None:
-            return Content("json", json_text.coloured(laid_out), raw, len(content), 0)
-    return Content("text", raw, None, len(content), left_out)
+            return Content("json", json_text.coloured(laid_out), raw, len(content), 0, is_exact)
+    return Content("text", raw, None, len(content), left_out, is_exact)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
 
 from starlette.responses import Response
@@ -15,10 +16,11 @@ from core import delivery_lists, event_lists, ids, labels, lists, organizations
 from core.errors import Conflict, NotFound
 from core.models import Attempt, Delivery, Event, Subscription, SubscriptionStatus
 from core.retry import RetryPolicy
-from core.states import TRANSITIONS
+from core.states import TRANSITIONS, State
 
 MAX_ATTEMPTS = 200  # the latest, that the page of a delivery shows
 MAX_SIBLINGS = 20
+FAR = timedelta(minutes=1)
 DONE = {
     "replayed": "It is sent again.",
     "discarded": "It is discarded. It can still be replayed.",
@@ -40,7 +42,7 @@ async def index(visit: Visit) -> Response:
         count=count,
         most=lists.MAX_COUNTED,
         labels=shown,
-        is_first=page.newest is None and not query.errors,
+        is_live=page.newest is None and not query.errors and "text" not in query.asked,  # searching is no light work
     )
 
 
@@ -120,9 +122,17 @@ async def _page(visit: Visit, refusal: Conflict | None = None) -> Response:
         labels=shown,
         before=before,
         after=after,
-        is_live=delivery.state in ("pending", "sending"),
+        fresh_every_s=_fresh_every_s(delivery),
         max_attempts=max_attempts,
     )
+
+
+def _fresh_every_s(delivery: Delivery) -> int | None:
+    """How often the page looks again: as long as something may happen by itself, and more often when it soon will."""
+    if delivery.state not in (State.PENDING, State.SENDING):
+        return None
+    is_far = delivery.due_at is None or delivery.due_at - datetime.now(UTC) > FAR
+    return 15 if is_far else 3
 
 
 def _chosen(visit: Visit, found: Sequence[Attempt]) -> Attempt | None:

@@ -14,9 +14,10 @@ from app.admin import attempts, contents, delivery_filters, differences, json_te
 from app.admin.lists import Filter, PageQuery
 from app.admin.visit import Visit
 from core import delivery_lists, event_lists, idempotency, ids, jsontext, labels, lists, organizations
-from core.errors import Conflict, HookwrightError, NotFound, PayloadTooLarge, ValidationFailed
+from core.errors import Conflict, HookwrightError, NotFound, ValidationFailed
 from core.event_lists import Events
 from core.models import Event
+from core.states import State
 
 FILTERS = (
     delivery_filters.TEXT,
@@ -49,7 +50,7 @@ async def index(visit: Visit) -> Response:
         count=count,
         most=lists.MAX_COUNTED,
         labels=shown,
-        is_first=page.newest is None and not query.errors,
+        is_live=page.newest is None and not query.errors and "text" not in query.asked,  # searching is no light work
     )
 
 
@@ -73,6 +74,7 @@ async def show(visit: Visit) -> Response:
         body=None if event.redacted_at else contents.of(_data(event)),
         metadata=contents.of(event.metadata_.encode()) if event.metadata_ else None,
         deliveries=deliveries[:MAX_DELIVERIES],
+        is_live=any(one.state in (State.PENDING, State.SENDING) for one in deliveries),
         has_more=len(deliveries) > MAX_DELIVERIES,
         labels=shown,
         copies=copies,
@@ -138,7 +140,7 @@ async def copy(visit: Visit) -> Response:
                 event.organization_id, "POST", visit.request.scope["path"], visit.form.text("key"), text.encode()
             ),
         )
-    except (ValidationFailed, PayloadTooLarge, Conflict) as error:
+    except HookwrightError as error:
         return await _form(visit, event, Draft(text, _said(error), error.status))
     return visit.redirect(f"/events/{answer.data['event_id']}?done=sent")
 
