@@ -236,7 +236,7 @@ async def in_words(session: AsyncSession, filters: dict[str, Any]) -> list[tuple
             count = len(selection.words(value))
             told.append(("Selected", f"{count:,} deliver{'y' if count == 1 else 'ies'} by hand", ""))
         elif name == "status" and set(selection.words(value)) == set(State):
-            continue
+            told.append((names[name].label, "any", ""))
         elif name == "subscription_id":
             found = await labels.subscriptions(session, [ids.parse(ids.SUBSCRIPTION, text)])
             host = next((one.host for one in found.values()), text)
@@ -244,7 +244,8 @@ async def in_words(session: AsyncSession, filters: dict[str, Any]) -> list[tuple
         elif name in ("event_id", "replay_id"):
             told.append((names[name].label, text, f"/{name.removesuffix('_id')}s/{text}"))
         elif name in ("created_after", "created_before"):
-            told.append((names[name].label, wording.exact_time(selection.moment(text)), ""))
+            label = "Accepted since" if name == "created_after" else "Accepted before"
+            told.append((label, wording.exact_time(selection.moment(text)), ""))
         elif name in names:
             told.append((names[name].label, text if name in ("event_type", "text") else text.replace("_", " "), ""))
         else:
