@@ -38,7 +38,8 @@ def test_a_real_worker_writes_what_becomes_of_a_failing_receiver(database_url: s
                 return await history(p, made)
 
             [first] = await eventually(opened, what="the row of the opening")
-            assert (first["state"], first["failure_count"]) == ("OPEN", 1)
+            assert first["state"] == "OPEN"
+            assert first["failure_count"] >= 1, "more, where trials failed before the row was written"
             assert begun - timedelta(seconds=1) <= datetime.fromisoformat(first["at"]) <= datetime.now(UTC)
             # It is tried again and again, and fails: OPEN goes on, and no row comes of it.
             await eventually(lambda: _count(receiver, 3), 15, "further trials")
