@@ -42,6 +42,8 @@ OPEN = {"/healthz", "/readyz", "/oauth/token", "/v1/openapi.json", "/static"}
 BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/events"): {"event_type": "a.b", "data": {}},
     ("POST", "/v1/events/batch"): {"events": [{"event_type": "a.b", "data": {}}]},
+    ("POST", "/v1/events/{id}/copy"): {"data": {}},
+    ("PATCH", "/v1/replays/{id}"): {"rate_per_second": 5},
     ("POST", SUBSCRIPTIONS): {"url": URL, "events": ["*"]},
     ("PATCH", f"{SUBSCRIPTIONS}/{{id}}"): {"description": "changed"},
     ("POST", "/v1/event-types"): {"name": "a.new.one"},
@@ -86,9 +88,9 @@ async def own_everything(p: Platform) -> Owned:
 
 
 async def contents(p: Platform) -> dict[str, list[str]]:
-    """All that is stored, without the moments of keys' last use."""
+    """All that is stored, but for the moments of keys' last use and for statistics, which come in their own time."""
     found = {}
-    for table in SQLModel.metadata.tables:
+    for table in SQLModel.metadata.tables.keys() - {"delivery_stats"}:
         what = "(t.id, t.name, t.scopes, t.revoked_at)" if table == "api_keys" else "t"
         rows = await p.sql(f"SELECT {what}::text AS row FROM {table} t ORDER BY 1")
         found[table] = [row["row"] for row in rows]
