@@ -8,6 +8,7 @@ from uuid import UUID
 from starlette.responses import Response
 
 from app.actions import api_keys as acts
+from app.admin import delivery_filters
 from app.admin.lists import Filter, PageQuery
 from app.admin.visit import Visit
 from core import api_keys, ids, organizations
@@ -29,7 +30,7 @@ PLATFORM = "platform"
 KINDS = {PLATFORM: "platform keys"}
 STATES = {"live": "hold", "revoked": "revoked"}
 FILTERS = (
-    Filter.of_id("organization", "Organization", ids.ORGANIZATION),
+    delivery_filters.ORGANIZATION,
     Filter.choice("kind", "Kind", KINDS),
     Filter.choice("state", "State", STATES),
 )
@@ -37,8 +38,9 @@ DONE = {"changed": "It is changed.", "revoked": "It is revoked: whoever uses it 
 
 
 async def index(visit: Visit) -> Response:
-    query = PageQuery.of(visit, FILTERS, ids.API_KEY)
     async with visit.transaction() as session:
+        filters = await delivery_filters.with_organizations(session, FILTERS)
+        query = PageQuery.of(visit, filters, ids.API_KEY)
         page = await query.page(session, _walk)
         names = await organizations.names(session, [row.organization_id for row in page.rows if row.organization_id])
     return visit.render(
@@ -52,11 +54,10 @@ async def index(visit: Visit) -> Response:
 
 
 def _walk(asked: dict[str, str]) -> Walk:
-    whose, state = asked.get("organization"), asked.get("state")
     return api_keys.walk(
-        ids.parse(ids.ORGANIZATION, whose) if whose else None,
+        delivery_filters.organization_of(asked),
         platform=bool(asked.get("kind")),
-        revoked={"live": False, "revoked": True}.get(state or ""),
+        revoked={"live": False, "revoked": True}.get(asked.get("state", "")),
     )
 
 

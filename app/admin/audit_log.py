@@ -10,7 +10,7 @@ from uuid import UUID
 from starlette.responses import Response
 
 from app import views
-from app.admin import changes, links
+from app.admin import changes, delivery_filters, links
 from app.admin.lists import Filter, PageQuery
 from app.admin.visit import Visit
 from app.api import audit_log
@@ -23,15 +23,16 @@ FILTERS = (
     Filter.text("actor", "Who", hint="An email, usr_…, key_…"),
     Filter.choice("action", "What", {action: action for action in audit.ACTIONS}),
     Filter.text("resource", "To what", hint="sub_…, usr_…, any id"),
-    Filter.of_id("organization", "Organization", ids.ORGANIZATION),
+    delivery_filters.ORGANIZATION,
     Filter.time("created_after", "Since"),
     Filter.time("created_before", "Before"),
 )
 
 
 async def index(visit: Visit) -> Response:
-    query = PageQuery.of(visit, FILTERS, ids.AUDIT_ENTRY)
     async with visit.transaction() as session:
+        filters = await delivery_filters.with_organizations(session, FILTERS)
+        query = PageQuery.of(visit, filters, ids.AUDIT_ENTRY)
         if "@" in query.asked.get("actor", ""):
             somebody = await users.find(session, query.asked["actor"])
             query.asked["actor"] = users.shown_id(somebody) if somebody else "nobody"
@@ -76,6 +77,4 @@ def _path_of(entry: dict[str, str]) -> str | None:
 
 
 def _walk(asked: dict[str, str]) -> Walk:
-    whose = asked.get("organization")
-    filters = {name: value for name, value in asked.items() if name != "organization"}
-    return audit_log.walk(ids.parse(ids.ORGANIZATION, whose) if whose else None, filters)
+    return audit_log.walk(delivery_filters.organization_of(asked), delivery_filters.without_organization(asked))

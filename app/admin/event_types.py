@@ -10,7 +10,7 @@ from uuid import UUID
 from starlette.responses import Response
 
 from app.actions import event_types as acts
-from app.admin import links, wording
+from app.admin import delivery_filters, links, wording
 from app.admin.lists import Filter, PageQuery
 from app.admin.visit import Visit
 from core import event_types, ids, jsontext, organizations
@@ -18,15 +18,16 @@ from core.errors import Conflict, InvalidId, NotFound, ValidationFailed
 from core.lists import Walk
 from core.models import EventType
 
-FILTERS = (Filter.text("text", "Name"), Filter.of_id("organization", "Organization", ids.ORGANIZATION))
+FILTERS = (Filter.text("text", "Name"), delivery_filters.ORGANIZATION)
 DONE = {"created": "It is in the catalogue.", "changed": "It is changed.", "deleted": "It is out of the catalogue."}
 MOST_SHOWN = 20  # subscriptions, of those that are asked about a type
 JSON_FIELDS = ("schema", "example")
 
 
 async def index(visit: Visit) -> Response:
-    query = PageQuery.of(visit, FILTERS, PREFIX)
     async with visit.transaction() as session:
+        filters = await delivery_filters.with_organizations(session, FILTERS)
+        query = PageQuery.of(visit, filters, PREFIX)
         page = await query.page(session, _walk)
         names = await organizations.names(session, {row.organization_id for row in page.rows})
     return visit.render(
@@ -47,8 +48,7 @@ PREFIX = "typ"  # of cursors in the URL alone: people know a type by its name
 
 
 def _walk(asked: dict[str, str]) -> Walk:
-    whose = asked.get("organization")
-    return event_types.walk(ids.parse(ids.ORGANIZATION, whose) if whose else None, asked.get("text", ""))
+    return event_types.walk(delivery_filters.organization_of(asked), asked.get("text", ""))
 
 
 def _shown(row: EventType) -> dict[str, object]:
