@@ -4,6 +4,8 @@ PYTHON ?= python3
 RUN := .venv/bin/python -m
 CODE := app core worker cli migrations bench .ci/audit
 export PYTHON
+# Each process that is started, of which tests have hundreds, would compile our modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # make run PORT=9001 DATA_DIR="another folder" WORKERS=2
 quoted = '$(subst ','\'',$(1))'
@@ -33,8 +35,9 @@ lint: setup ## style, types, faults of security and the rule on imports
 	.venv/bin/python -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
 
 test: lint ## lint and all tests
-	@# three at a time on two cores: most of the tests wait rather than compute; a file's tests share their services
-	$(RUN) pytest -n 3 --dist loadfile
+	@# Three at a time on two cores: many of the tests wait rather than compute, and a file's share what they plant.
+	@# In their order, the slow files first: by default the files of many tests are, which are the quick ones.
+	$(RUN) pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 15
 
 fuzz: setup ## a long run of strange requests by the OpenAPI document; of each kind for each operation (EXAMPLES=300)
 	@$(RUN) tests.fuzz$(if $(EXAMPLES), $(call quoted,$(EXAMPLES)))
