@@ -146,7 +146,7 @@ class Receiver:
         """Answer every request for `path` with this status."""
         self.script(path, [status])
 
-    def wait_for(self, wanted: int | Callable[[list[Recorded]], bool], timeout_s: float = 10) -> list[Recorded]:
+    def wait_for(self, wanted: int | Callable[[list[Recorded]], bool], timeout_s: float = 90) -> list[Recorded]:
         """The requests, once there are `wanted` of them or once `wanted(requests)` holds."""
 
         def reached() -> bool:

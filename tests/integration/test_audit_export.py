@@ -49,7 +49,7 @@ def test_an_export_waits_for_a_slow_reader_and_tells_when_it_breaks_off(
             return len(statements) == seen
 
         headers = {"X-API-Key": p.platform_key}
-        async with serving(p.app, Bounds()) as served, httpx.AsyncClient(headers=headers, timeout=30) as client:
+        async with serving(p.app, Bounds()) as served, httpx.AsyncClient(headers=headers, timeout=90) as client:
             event.listen(p.database.engine.sync_engine, "before_cursor_execute", note)  # the server's, which started it
             path = f"http://127.0.0.1:{served.port}/v1/audit-log/export?sort=created_at"
             async with client.stream("GET", path) as answer:

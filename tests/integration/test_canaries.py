@@ -162,7 +162,7 @@ class Caller:
 
     def __init__(self, system: System, key: str) -> None:
         self._clients = [
-            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers={"X-API-Key": key}, timeout=30)
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers={"X-API-Key": key}, timeout=90)
             for port in system.ports
         ]
         self._turn = 0
@@ -242,7 +242,7 @@ async def let_people_in(system: System, key_id: str, key: str) -> list[str]:
     found = [link]
     for port in system.ports:
         origin = f"http://127.0.0.1:{port}"
-        async with httpx.AsyncClient(base_url=origin, headers=SAME_ORIGIN, timeout=30) as browser:
+        async with httpx.AsyncClient(base_url=origin, headers=SAME_ORIGIN, timeout=90) as browser:
 
             async def post(
                 path: str, shown: httpx.Response, browser: httpx.AsyncClient = browser, **fields: str

@@ -327,21 +327,21 @@ def test_a_taken_port_is_said_before_anything_starts(platform: Callable[..., Pla
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         one = platform(port=str(port)).start()
-        assert one.running.wait(timeout=30) == 1
+        assert one.running.wait(timeout=120) == 1
     assert f"port {port} on 127.0.0.1 is taken by another program" in one.complaints()
     assert not one.data_dir.exists()
 
 
 def test_a_migration_that_fails_ends_the_start(platform: Callable[..., Platform]) -> None:
     one = platform(migrate="raise SystemExit(4)").start()
-    assert one.running.wait(timeout=60) == 1
+    assert one.running.wait(timeout=120) == 1
     assert "migrate ended (exit code 4)" in one.complaints()
     assert find_running(one.data_dir) is None
 
 
 def test_a_web_process_that_keeps_dying_ends_the_start(platform: Callable[..., Platform]) -> None:
     one = platform(web="raise SystemExit(5)").start()
-    assert one.running.wait(timeout=60) == 1
+    assert one.running.wait(timeout=120) == 1
     assert "web ended 3 times, last with exit code 5" in one.complaints()
     assert find_running(one.data_dir) is None
 
