@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qsl, urlsplit
+from uuid import UUID
 
 import pytest
 
@@ -13,8 +14,8 @@ from core.errors import ValidationFailed
 from core.states import State
 
 NOW = datetime(2026, 1, 28, 10, 15, tzinfo=UTC)
-SUBSCRIPTION = ids.show(ids.SUBSCRIPTION, ids.new_id())
-DELIVERY_ID = ids.new_id()
+SUBSCRIPTION = ids.show(ids.SUBSCRIPTION, UUID("01907000-0000-7000-8000-000000000001"))
+DELIVERY_ID = UUID("01907000-0000-7000-8000-000000000002")
 DELIVERY = ids.show(ids.DELIVERY, DELIVERY_ID)
 FILTERS = (
     Filter.choice("status", "State", State),
