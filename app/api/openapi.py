@@ -168,7 +168,7 @@ def _faults(method: str, said: Operation) -> list[int]:
         found |= {413, 415}
     if method == "POST":
         found |= {409, 422}
-    if said.versioned and method != "GET":
+    if said.conflicts or (said.versioned and method != "GET"):
         found.add(409)
     return sorted(found)
 

@@ -28,6 +28,7 @@ class Operation:
     takes: type[Input] | None = None
     status: int = 200
     many: bool = False  # answers one result each, without being a list that can be paged
+    conflicts: bool = False  # what it changes may have ended
     versioned: bool = False
     labels: bool = False
     shows_version: bool = False  # it answers an ETag, and takes no If-Match
@@ -198,7 +199,7 @@ OPERATIONS: Mapping[str, Mapping[str, Operation]] = {
     },
     "/v1/replays/{id}": {
         "GET": Operation("shows how far one is", answers.Replay),
-        "PATCH": Operation("changes the rate of what is left", answers.Replay, inputs.ReplayPatch),
+        "PATCH": Operation("changes the rate of what is left", answers.Replay, inputs.ReplayPatch, conflicts=True),
     },
     "/v1/replays/{id}/items": {
         "GET": Operation("lists what came of each delivery", answers.ReplayItem, filters=_OF_ITEMS)

@@ -85,11 +85,13 @@ async def walk(p: Platform, url: str) -> Answers:
     await call("POST", f"{delivery}/discard")
     await call("POST", "/v1/replays", {"filters": {"ids": [tested["delivery_id"]], "status": "discarded"}})
     await call("POST", "/v1/replays", {"filters": {"error": "none,status"}, "dry_run": True, "action": "discard"})
+    await call("POST", f"{one}/pause")  # so that the replay can't come to its end
     replay = await call("POST", "/v1/replays", {"rate_per_second": 1})
     await every(f"/v1/replays/{replay['id']}/items", "filters[outcome]=waiting")
     await call("PATCH", f"/v1/replays/{replay['id']}", {"rate_per_second": 2})
     for name in ("pause", "resume", "cancel"):
         await call("POST", f"/v1/replays/{replay['id']}/{name}")
+    await call("POST", f"{one}/resume")
     await call("GET", f"/v1/replays/{replay['id']}")
     await every("/v1/replays", "filters[status]=cancelled")
 
