@@ -128,12 +128,14 @@ def test_replay_and_discard_by_role_and_state(database_url: str, redis_url: str)
             assert "data-select" not in (await viewer.get("/deliveries")).text
 
             page = (await operator.get(path)).text
+            assert 'hx-trigger="every 3s' in page, "its attempt is due"
             assert f'action="{path}/replay"' in page
             assert "instead of the attempt that is planned" in page
             assert (await operator.post(f"{path}/discard")).headers["location"] == f"{path}?done=discarded"
             page = (await operator.get(f"{path}?done=discarded")).text
             assert "It is discarded" in page
             assert "Discarded: somebody took it out" in page
+            assert "hx-trigger" not in page, "nothing happens by itself any more"
             assert f'action="{path}/discard"' not in page, "what would be refused is not offered"
             answer = await operator.post(f"{path}/discard")
             assert answer.status_code == 409
@@ -142,6 +144,8 @@ def test_replay_and_discard_by_role_and_state(database_url: str, redis_url: str)
             [row] = await p.sql("SELECT state, reason, series FROM deliveries")
             assert tuple(row) == ("pending", "replay", 1)
             assert "To be sent again, by a replay" in (await operator.get(path)).text
+            await p.sql("UPDATE deliveries SET due_at = now() + interval '1 hour'")
+            assert 'hx-trigger="every 15s' in (await operator.get(path)).text
 
             await p.sql("UPDATE deliveries SET state = 'sending', reason = NULL, lease_token = id")
             page = (await operator.get(path)).text

@@ -60,6 +60,8 @@ def test_bytes_are_text_where_they_are_and_else_a_dump() -> None:
         '{\n  "a": [\n    1.10,\n    12345678901234567890123\n  ]\n}',
     )
     assert short.raw == "{&#34;a&#34;: [1.10, 12345678901234567890123]}"
+    exact = (b'{"a": "b"}', b'{"a": "\xe2\x80\xae"}', b"a\tb\n", b"a\r\n", b"\xff")
+    assert [contents.of(one).is_exact for one in exact] == [True, False, True, False, False]
 
 
 VALUES = st.recursive(
