@@ -87,7 +87,9 @@ async def _sample(driver: Any, made: History, user: str) -> dict[str, str]:
         made.large,
     )
     key = await driver.fetchval("SELECT id FROM api_keys WHERE organization_id = $1 LIMIT 1", made.large)
+    entry = await driver.fetchval("SELECT id FROM audit_log LIMIT 1")
     return {
+        "audit-log": ids.show(ids.AUDIT_ENTRY, entry),
         "deliveries": ids.show(ids.DELIVERY, dead["id"]),
         "subscriptions": ids.show(ids.SUBSCRIPTION, dead["subscription_id"]),
         "events": found.event,
