@@ -6,6 +6,7 @@ import html
 import json
 import re
 import subprocess
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -109,6 +110,33 @@ def test_differences_say_in_words_what_became_of_each_line() -> None:
     ]
     assert differences.lines(before, before) == []
     assert differences.lines("\n" * differences.MAX_LINES, "") is None
+
+
+def test_lines_that_are_chosen_to_take_long_are_not_compared() -> None:
+    """Each pair of lines that match stands alone, so that the rest is looked at anew two thousand times."""
+    few = [f"line {n % 49}" for n in range(2_000)]
+    before = [*few, *(f"old {n}" for n in range(2_000))]
+    after = [one for n, line in enumerate(few) for one in (line, f"new {n}")]
+    began = time.process_time()
+    assert differences.lines("\n".join(before), "\n".join(after)) is None
+    assert time.process_time() - began < 5, "it took half a minute"
+    many = [f'"name {n % 200}": 1,' for n in range(4_000)]
+    changed = [f"{line} " if n % 400 == 0 else line for n, line in enumerate(many)]
+    found = differences.lines("\n".join(many), "\n".join(changed))
+    assert found is not None
+    assert [one.kind for one in found].count("added") == 10
+
+
+def test_what_is_slow_to_draw_keeps_nobody_waiting() -> None:
+    """Producers and receivers choose what pages show, and while one is made nobody else is served."""
+    unseen = "\u200b" * contents.MAX_SHOWN
+    a_list = f"[{','.join('1' * 300_000)}]"
+    began = time.process_time()
+    shown_text = contents.of(unseen.encode())
+    assert shown_text.text.count("U+200B") == contents.MAX_SHOWN
+    assert json_text.typeable(unseen) == "\\u200b" * contents.MAX_SHOWN
+    assert json_text.pretty(a_list, 10_000_000) is None
+    assert time.process_time() - began < 2, "it took six seconds"
 
 
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
