@@ -29,7 +29,8 @@ class Change(NamedTuple):
 
 
 async def store(driver: Any, changes: Sequence[Change]) -> None:
-    """Not those of subscriptions that are deleted: nothing new comes to what is being erased."""
+    """Not those of subscriptions that are deleted: nothing new comes to what is being erased. Nor those that are there
+    already: whoever lost the answer to its first call calls again."""
     await driver.execute(
         _STORE,
         [one.id for one in changes],
@@ -72,6 +73,7 @@ INSERT INTO breaker_changes (id, organization_id, subscription_id, state, failur
 SELECT given.id, s.organization_id, s.id, given.state, given.failures
 FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::integer[]) AS given(id, subscription_id, state, failures)
 JOIN subscriptions s ON s.id = given.subscription_id AND s.status <> 'deleted'
+ON CONFLICT (id) DO NOTHING
 """
 _CLOSE = """
 INSERT INTO breaker_changes (id, organization_id, subscription_id, state, failures)

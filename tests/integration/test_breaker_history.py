@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
+
+import pytest
 
 from core import breaker_changes, erasure, ids
 from core.audit import COMMAND_LINE
 from core.breaker import Breaker, BreakerState
 from core.breaker_changes import Change
+from core.database import Database
 from core.ids import new_id
 from tests.api import SUBSCRIPTIONS, client, error_of, make_key, run
 from tests.platform import Platform, eventually
@@ -132,5 +137,36 @@ def test_a_receiver_that_comes_and_goes_fills_no_table(database_url: str, redis_
         now += 10 * EVERY_S
         assert await flap(100) == 2 * BURST + 1
         assert (await history(p, made))[0]["failure_count"] == 99
+
+    run(database_url, redis_url, check)
+
+
+def test_an_answer_that_was_lost_does_not_end_the_history(database_url: str, redis_url: str) -> None:
+    class Lost(Database):
+        """Whose first answer does not arrive, though all was stored."""
+
+        lost = False
+
+        @asynccontextmanager
+        async def driver(self) -> AsyncIterator[Any]:
+            async with super().driver() as driver:
+                yield driver
+            if not self.lost:
+                self.lost = True
+                raise ConnectionError
+
+    async def check(p: Platform) -> None:
+        subscription_id = ids.parse(ids.SUBSCRIPTION, (await p.subscribe("https://one.example.com/"))["id"])
+        changes = BreakerChanges(lambda: 0.0)
+        changes.note(subscription_id, Breaker(OPEN, failures=1))
+        database = Lost(database_url)
+        try:
+            with pytest.raises(ConnectionError):
+                await changes.flush(database)
+            changes.note(subscription_id, Breaker(CLOSED, failures=0))
+            await changes.flush(database)
+        finally:
+            await database.close()
+        assert [row["state"] for row in await p.sql("SELECT state FROM breaker_changes ORDER BY id")] == [OPEN, CLOSED]
 
     run(database_url, redis_url, check)
