@@ -409,6 +409,8 @@ class Replay(SQLModel, table=True):
     __table_args__ = (
         CheckConstraint(one_of("status", ReplayStatus), name="status"),
         CheckConstraint(one_of("action", ReplayAction), name="action"),
+        # A worker of a release that knows no discards would send what is to be discarded; so its step fails.
+        CheckConstraint("action = 'replay' OR sent = succeeded", name="discard"),
         CheckConstraint("rate_per_second BETWEEN 1 AND 10000", name="rate_per_second"),
         Index(None, "organization_id", "id"),
         Index("ix_replays_unfinished", "id", postgresql_where=text("status IN ('queued', 'running')")),

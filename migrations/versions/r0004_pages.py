@@ -16,7 +16,8 @@ STATEMENTS = (
     "ALTER TABLE delivery_stats ADD COLUMN accepted integer DEFAULT 0 NOT NULL, ADD COLUMN durations integer[]",
     """
     ALTER TABLE replays ADD COLUMN action text DEFAULT 'replay' NOT NULL,
-        ADD CONSTRAINT ck_replays_action CHECK (action IN ('replay', 'discard'))
+        ADD CONSTRAINT ck_replays_action CHECK (action IN ('replay', 'discard')),
+        ADD CONSTRAINT ck_replays_discard CHECK (action = 'replay' OR sent = succeeded)
     """,
     """
     CREATE TABLE breaker_changes (

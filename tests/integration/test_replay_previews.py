@@ -13,6 +13,7 @@ import pytest
 from core import deliveries, ids, replay_items, replays
 from core.database import Database
 from core.errors import Conflict, ValidationFailed
+from core.hints import Hint
 from core.lists import Paging
 from core.models import ItemOutcome, Replay, ReplayAction, ReplayStatus
 from core.replay_preview import Overlap, Preview, SkipReason, why_skipped
@@ -214,6 +215,27 @@ def test_a_discard_is_paced_paused_cancelled_and_goes_on_after_a_restart(databas
         assert await step() == 6
         assert await counters(seeds, job.id) == ("cancelled", 9, 6, 6, 0, 0)
         assert [(await seeds.state(one))[0] for one in chosen] == ["discarded"] * 6 + ["dead"] * 3
+
+    seeded(database_url, run)
+
+
+def test_a_worker_of_the_release_before_sends_nothing_that_is_to_be_discarded(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run(seeds: Seeds) -> None:
+        chosen = [await seeds.delivery(State.DEAD) for _ in range(3)]
+        job = await create(seeds, {"status": "dead"}, action=ReplayAction.DISCARD)
+
+        async def as_before(driver: Any, replay_id: UUID, action: str, chosen: list[UUID]) -> list[Hint]:
+            return await deliveries.replay(driver, chosen, replay_id)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(replays, "_act", as_before)
+            assert await replays.tick(seeds.database) == []
+        assert {(await seeds.state(one))[0] for one in chosen} == {"dead"}
+        await replays.tick(seeds.database)
+        assert await counters(seeds, job.id) == ("completed", 3, 3, 3, 0, 0)
+        assert {(await seeds.state(one))[0] for one in chosen} == {"discarded"}
 
     seeded(database_url, run)
 
