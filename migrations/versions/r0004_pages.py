@@ -35,6 +35,21 @@ STATEMENTS = (
     CREATE INDEX ix_deliveries_dead ON deliveries (organization_id, subscription_id, error_kind, id)
     WHERE state = 'dead'
     """,
+    # The installation's rows, which workers add from now on, for as far back as the pages show them: else these would
+    # say that nothing was delivered up to the upgrade.
+    """
+    INSERT INTO delivery_stats (
+        organization_id, subscription_id, minute, error_kind, attempts, retries, dead, dead_retried, duration_ms
+    )
+    SELECT '00000000-0000-0000-0000-000000000000', kept.subscription_id, kept.minute, kept.error_kind,
+        sum(attempts), sum(retries), sum(dead), sum(dead_retried), sum(duration_ms)
+    FROM organizations CROSS JOIN LATERAL (
+        SELECT * FROM delivery_stats
+        WHERE organization_id = organizations.id AND subscription_id = '00000000-0000-0000-0000-000000000000'
+            AND minute > now() - interval '8 days'
+    ) AS kept
+    GROUP BY kept.subscription_id, kept.minute, kept.error_kind
+    """,
 )
 
 

@@ -15,7 +15,7 @@ from alembic import command
 from sqlalchemy import Connection
 from sqlmodel import SQLModel
 
-from core import ids, models, partitions, schema, subscriptions
+from core import ids, models, partitions, schema, stats, subscriptions
 from core.database import Database
 from core.models import ItemOutcome, RateTier, ReplayAction, ReplayStatus, SubscriptionStatus
 from core.models_access import Role
@@ -140,6 +140,49 @@ def test_what_an_older_release_left_is_brought_up_with_all_its_rows(
         finally:
             await database.close()
             await fresh.close()
+
+    old = services.create_database()
+    try:
+        asyncio.run(run(old))
+    finally:
+        services.drop_database(old)
+
+
+def test_what_was_delivered_before_the_upgrade_is_in_the_figures_of_the_installation(services: Services) -> None:
+    kept = """
+    INSERT INTO delivery_stats (organization_id, subscription_id, minute, error_kind, attempts, dead, duration_ms)
+    VALUES ($1, $2, date_trunc('hour', now()) - make_interval(hours => $3), $4, 10, 1, 500)
+    """
+
+    async def run(old: str) -> None:
+        database = Database(old)
+
+        def third(connection: Connection) -> None:
+            settings = schema.config()
+            settings.attributes["connection"] = connection
+            command.upgrade(settings, "0003")
+
+        try:
+            async with database.engine.begin() as connection:
+                await connection.run_sync(third)
+            async with database.driver() as driver:
+                for seeds in (Seeds(database, driver), Seeds(database, driver)):
+                    await seeds.prepare()
+                    for kind, hours in (("", 2), ("", 3), ("status", 2), ("", 24 * 30)):
+                        for whom in (seeds.subscription_id, stats.WHOLE):
+                            await driver.execute(kept, seeds.organization_id, whom, hours, kind)
+                await schema.migrate(database)
+                now = datetime.now(UTC)
+                found = await stats.history(driver, stats.INSTALLATION, stats.LAST_WEEK, now)
+                assert (found.figures.attempts, found.figures.delivered, found.figures.dead) == (60, 40, 6)
+                assert found.figures.average_ms == 50
+                tally = stats.Tally()
+                tally.accept({seeds.organization_id: 3})
+                await tally.flush(driver)
+                found = await stats.history(driver, stats.INSTALLATION, stats.LAST_WEEK, now)
+                assert (found.figures.delivered, found.figures.accepted) == (40, 3)
+        finally:
+            await database.close()
 
     old = services.create_database()
     try:
