@@ -40,6 +40,17 @@ def test_libraries_are_named_where_they_are_renewed_and_documented() -> None:
         assert f"| `{library['name']}` | {library['version']} |" in documented
 
 
+def test_each_block_of_the_style_ends_before_the_next_begins() -> None:
+    """A block that is left open takes the rules after it in: those would hold on phones only, and nothing says so."""
+    style = re.sub(r"/\*.*?\*/|\"[^\"]*\"", "", (assets.FOLDER / "hookwright.css").read_text("utf-8"), flags=re.DOTALL)
+    depth = 0
+    for line in style.splitlines():
+        if line and not line[0].isspace() and line != "}":
+            assert depth == 0, line
+        depth += line.count("{") - line.count("}")
+    assert depth == 0
+
+
 def test_what_never_changes_is_kept_for_ever_and_nothing_else(database_url: str, redis_url: str) -> None:
     async def check(p: Platform) -> None:
         ours = [assets.url(name) for name in ("hookwright.css", "hookwright.js")]
