@@ -1,8 +1,8 @@
 """Sessions: browsers that are signed in. A cookie holds 256 random bits, `user_sessions` their SHA-256.
 
-A session ends after `IDLE` without a request, `ABSOLUTE` after its start, when it is revoked or signed out, and when
-its user is disabled or gets another password. Ended means that the row is gone, or past its `expires_at`. The clock is
-the database's, which all processes share.
+A session ends after `IDLE` without a request that a person made, `ABSOLUTE` after its start, when it is revoked or
+signed out, and when its user is disabled or gets another password. Ended means that the row is gone, or past its
+`expires_at`. The clock is the database's, which all processes share.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ async def start(
     return started, token
 
 
-async def find(session: AsyncSession, token: str) -> tuple[User, UserSession] | None:
-    """Who is signed in with this token; notes that they were seen."""
+async def find(session: AsyncSession, token: str, *, is_seen: bool = True) -> tuple[User, UserSession] | None:
+    """Who is signed in with this token; notes that they were seen, unless nobody need be there for it."""
     query = (
         select(User, UserSession, func.now() - col(UserSession.seen_at) >= SEEN_EVERY)
         .join(User, col(User.id) == col(UserSession.user_id))
@@ -65,7 +65,7 @@ async def find(session: AsyncSession, token: str) -> tuple[User, UserSession] | 
     if found is None:
         return None
     user, its, is_due = found
-    if is_due:
+    if is_due and is_seen:
         ends = func.least(func.now() + IDLE, col(UserSession.created_at) + ABSOLUTE)
         seen = update(UserSession).where(col(UserSession.id) == its.id).values(seen_at=func.now(), expires_at=ends)
         await session.exec(seen.execution_options(synchronize_session=False))

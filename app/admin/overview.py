@@ -88,6 +88,8 @@ class Snapshot:
 
 
 async def show(visit: Visit) -> Response:
+    if visit.user is None and visit.is_by_itself:  # then the page says that the session has ended, and stays as it is
+        return visit.redirect("/sign-in")
     if visit.user is None:
         return await start.show(visit)
     asked = visit.request.query_params

@@ -91,9 +91,15 @@ class Visit:
         if token is None:
             return
         async with self.services.database.session() as session:
-            found = await sessions.find(session, token)
+            found = await sessions.find(session, token, is_seen=not self.is_by_itself)
         if found is not None:
             self.user, self.session = found
+
+    @property
+    def is_by_itself(self) -> bool:
+        """Whether a page asks, to keep itself fresh (`live` of templates/shared/ui.html). It does so for as long as it
+        is open: if that counted, whoever leaves a browser open would never be signed out."""
+        return self.request.method == "GET" and self.request.headers.get("hx-request") == "true"
 
     @property
     def session_token(self) -> str | None:

@@ -60,6 +60,20 @@ def test_a_session_ends_when_idle_and_after_seven_days_in_any_case(database_url:
     run(database_url, redis_url, check)
 
 
+def test_a_page_that_keeps_itself_fresh_keeps_nobody_signed_in(database_url: str, redis_url: str) -> None:
+    async def check(p: Platform) -> None:
+        async with signed_in(p, EMAIL, Role.VIEWER) as left_open:
+            await pass_time(p, "11 hours")
+            page = await left_open.get("/", **{"HX-Request": "true"})
+            assert page.status_code == 200
+            assert "hx-trigger" in page.text, "the overview is such a page"
+            await pass_time(p, "61 minutes")
+            gone = await left_open.get("/", **{"HX-Request": "true"})
+            assert gone.headers["location"] == "/sign-in", "and not the start page, which would take the part's place"
+
+    run(database_url, redis_url, check)
+
+
 def test_being_seen_is_written_once_a_minute(database_url: str, redis_url: str) -> None:
     async def check(p: Platform) -> None:
         async with signed_in(p, EMAIL, Role.VIEWER) as visitor:
@@ -228,7 +242,7 @@ def test_without_the_database_pages_say_so(database_url: str, redis_url: str, mo
     async def check(p: Platform) -> None:
         async with signed_in(p, EMAIL, Role.VIEWER) as visitor:
 
-            async def away(*_: object) -> None:
+            async def away(*_: object, **__: object) -> None:
                 raise ConnectionRefusedError
 
             monkeypatch.setattr(visit.sessions, "find", away)
