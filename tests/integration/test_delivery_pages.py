@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import re
 from typing import Any
@@ -349,6 +350,31 @@ def test_a_search_that_takes_too_long_says_so(
                 assert 'value="anything"' in page.text
             answer = await p.call("GET", "/v1/deliveries?filters[text]=anything", expect=400)
             assert "takes longer" in answer["error"]["details"]["filters.text"][0]
+
+    run(database_url, redis_url, check)
+
+
+def test_searches_leave_connections_for_others(
+    database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def check(p: Platform) -> None:
+        await many(p)
+        slowly = literal_column("(pg_sleep(0.02)::text = '' AND events.payload IS NOT NULL)", Boolean)
+        monkeypatch.setattr(selection, "holding", lambda _: slowly)
+        async with asyncio.TaskGroup() as group:
+            paths = [f"/v1/{one}?filters[text]=anything" for one in ("deliveries", "events") * 10]
+            searches = [group.create_task(p.client.get(path)) for path in paths]
+            await asyncio.wait(searches, return_when=asyncio.FIRST_COMPLETED)
+            await p.send("order.n1")
+            assert not all(one.done() for one in searches), "it is accepted while some still search"
+        answers = [one.result() for one in searches]
+        refused = [one for one in answers if one.status_code == 503]
+        assert len(refused) >= len(paths) - 2 * delivery_lists.SEARCHES_AT_ONCE
+        assert refused[0].headers["Retry-After"] == "1"
+        assert "Others are searching" in refused[0].text
+        assert [one.status_code for one in answers if one not in refused][:2] == [200, 200]
+        monkeypatch.undo()
+        await p.call("GET", paths[0])
 
     run(database_url, redis_url, check)
 
