@@ -67,7 +67,7 @@ def choose(organization_id: UUID | None, filters: Mapping[str, Any]) -> Choice:
     """The same conditions, by what serves them. Raises `ValidationFailed` like `conditions`."""
     built = _build(filters)
     walked: list[Condition] = [] if organization_id is None else [col(Delivery.organization_id) == organization_id]
-    reads_payloads = "text" in filters and _named(filters["text"]) is None
+    reads_payloads = searches_payloads(filters)
 
     def walk(*names: str) -> None:
         walked.extend(built.pop(name) for name in names if name in built)
@@ -103,6 +103,15 @@ def choose(organization_id: UUID | None, filters: Mapping[str, Any]) -> Choice:
         return Choice(walked, list(built.values()), events=events, reads_payloads=reads_payloads)
     walk("subscription_id")
     return choice(by_organization=False)
+
+
+def searches_payloads(filters: Mapping[str, Any]) -> bool:
+    """Whether `filters` choose by what stands in payloads, rather than by an id. False where they can't be read, which
+    `conditions` refuses."""
+    try:
+        return "text" in filters and _named(filters["text"]) is None
+    except ValueError:
+        return False
 
 
 async def owner(session: AsyncSession, filters: Mapping[str, Any]) -> UUID | None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app import views
 from app.actions import deliveries as actions
-from app.api import answers, lists
+from app.api import answers, authentication, lists
 from app.api.calls import Call
 from app.api.inputs import Nothing
 from app.api.lists import ListQuery
 from app.api.replies import Reply
-from core import delivery_lists, ids
+from core import delivery_lists, ids, selection
+from core.api_keys import EVENTS_READ
 from core.errors import ValidationFailed
 
 # The latest attempts of a delivery that are shown: of one alone, and of each in a list. A retry policy makes at most
@@ -36,6 +38,7 @@ async def run_query(call: Call, session: AsyncSession, query: ListQuery, **chose
     """The list, narrowed to what the path has `chosen` already."""
     if twice := set(chosen) & set(query.filters):
         raise ValidationFailed(details={f"filters.{name}": ["The path chooses it already"] for name in twice})
+    check_search(call, query.filters)
     page = await delivery_lists.Deliveries(call.organization_id, {**query.filters, **chosen}).page(session, query)
     items = [views.delivery(row) for row in page.rows]
     if "attempts" in query.include:
@@ -43,6 +46,13 @@ async def run_query(call: Call, session: AsyncSession, query: ListQuery, **chose
         for row, item in zip(page.rows, items, strict=True):
             item["attempts"] = [views.attempt(one) for one in attempts[row.id]]
     return lists.answer(query, page, items)
+
+
+def check_search(call: Call, filters: Mapping[str, Any]) -> None:
+    """Raises `PermissionDenied` where payloads are searched without the scope that reads them: what is found tells, a
+    character at a time, what stands there."""
+    if selection.searches_payloads(filters):
+        authentication.require(call.credential, EVENTS_READ)
 
 
 async def show(call: Call) -> Reply:

@@ -8,6 +8,7 @@ from app import views
 from app.actions import replays as actions
 from app.api import answers, lists
 from app.api.calls import Call, Handler
+from app.api.deliveries import check_search
 from app.api.inputs import Nothing, ReplayIn, ReplayPatch
 from app.api.replies import Reply
 from core import ids, replay_items, replays
@@ -19,6 +20,7 @@ DOES = {ReplayAction.REPLAY: "be sent again", ReplayAction.DISCARD: "be discarde
 
 async def create(call: Call) -> Reply:
     given = call.read(ReplayIn)
+    check_search(call, given.filters)
     action = ReplayAction(given.action)
     asked = (call.organization_id, given.filters, given.rate_per_second, action)
     if given.dry_run:

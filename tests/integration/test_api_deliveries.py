@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from core import replays
+from core.api_keys import DELIVERIES_READ, DELIVERIES_REPLAY
 from core.states import TRANSITIONS, State
-from tests.api import FAST, SUBSCRIPTIONS, TIME, URL, error_of, faults_of, run, success_of
+from tests.api import FAST, SUBSCRIPTIONS, TIME, URL, error_of, faults_of, make_key, run, success_of
 from tests.platform import Platform, eventually, shown
 from tests.receiver import Receiver
 from worker.sending import STORED_BODY_BYTES
@@ -226,6 +227,26 @@ def test_a_dry_run_counts_exactly_and_changes_nothing(database_url: str, redis_u
 
     with Receiver() as receiver:
         run(database_url, redis_url, check, with_worker=True)
+
+
+def test_searching_payloads_needs_the_scope_that_reads_them(database_url: str, redis_url: str) -> None:
+    async def check(p: Platform) -> None:
+        await p.subscribe("https://one.example/", ["order.paid"])
+        await p.send("order.paid", {"card": "4242"})
+        [delivery] = await p.deliveries(text="4242")
+        of_one = f"{SUBSCRIPTIONS}/{delivery['subscription_id']}/deliveries"
+        key = await make_key(p, p.organization_id, [DELIVERIES_READ, DELIVERIES_REPLAY])
+        for path in ("/v1/deliveries", of_one):
+            answer = await p.call("GET", f"{path}?filters[text]=42", expect=403, X_API_Key=key)
+            assert answer["error"]["details"] == {"required_scope": "events.read"}
+            found = await p.call("GET", f"{path}?filters[text]={delivery['id']}", X_API_Key=key)
+            assert [one["id"] for one in found["data"]] == [delivery["id"]]
+            await p.call("GET", f"{path}?filters[text]=", expect=400, X_API_Key=key)
+        body = {"filters": {"text": "42", "status": "pending"}, "dry_run": True}
+        await p.call("POST", "/v1/replays", body, 403, X_API_Key=key)
+        await p.call("POST", "/v1/replays", body)
+
+    run(database_url, redis_url, check)
 
 
 def test_a_bulk_discard_and_what_came_of_each(database_url: str, redis_url: str) -> None:
