@@ -196,9 +196,10 @@ class TooSlow(Exception):
 async def within(session: AsyncSession, timeout_ms: int) -> AsyncIterator[None]:
     """Gives each statement in the block so long. Raises `TooSlow` where one takes longer; what was done before the
     block stands, and the transaction goes on."""
-    connection = await session.connection()
     try:
         async with session.begin_nested():
+            # Asked for in here: with it comes the savepoint, and what was set before that would stay set.
+            connection = await session.connection()
             await connection.exec_driver_sql(f"SET LOCAL statement_timeout = {timeout_ms}")
             yield
             await connection.exec_driver_sql("SET LOCAL statement_timeout TO DEFAULT")

@@ -198,6 +198,7 @@ async def in_time(session: AsyncSession, timeout_ms: float = COUNT_TIMEOUT_MS) -
                 " by created_after and created_before, or by subscription_id",
             ) from None
         raise
+    await connection.exec_driver_sql("SET LOCAL statement_timeout TO DEFAULT")
 
 
 async def _count(session: AsyncSession, conditions: Sequence[selection.Condition]) -> list[Group]:

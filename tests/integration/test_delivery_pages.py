@@ -8,15 +8,19 @@ import re
 from typing import Any
 
 import pytest
-from sqlalchemy import Boolean, literal_column
+from sqlalchemy import Boolean, literal_column, text
 
 from app.admin import attempts
 from core import delivery_lists, ids, lists, merged, selection
+from core.database import TooSlow, within
+from core.errors import ValidationFailed
 from core.models_access import Role
+from core.replay_preview import in_time
 from tests.api import FAST, make_organization, run
 from tests.pages import Visitor, audited, signed_in
 from tests.platform import Platform
 from tests.receiver import Receiver
+from tests.seeds import Seeds, seeded
 
 HOSTILE = "</pre><script>alert(1)</script>'\"\\ $(id) \u202eevil\u202c \u200b\x7f é 🐴"
 
@@ -377,6 +381,28 @@ def test_searches_leave_connections_for_others(
         await p.call("GET", paths[0])
 
     run(database_url, redis_url, check)
+
+
+def test_what_comes_after_a_statement_that_took_too_long_has_its_time(database_url: str) -> None:
+    async def check(seeds: Seeds) -> None:
+        slow = text("SELECT pg_sleep(0.2)")
+        async with seeds.database.session() as session:
+            for _ in range(2):
+                with pytest.raises(TooSlow):
+                    async with within(session, 50):
+                        await session.exec(slow)
+                await session.exec(slow)
+            async with within(session, 5_000):
+                await session.exec(slow)
+            with pytest.raises(ValidationFailed):
+                async with session.begin_nested(), in_time(session, 100):
+                    await session.exec(slow)
+            await session.exec(slow)
+            async with in_time(session, 5_000):
+                await session.exec(slow)
+            assert (await session.exec(text("SHOW statement_timeout"))).scalar_one() == "0"
+
+    seeded(database_url, check)
 
 
 def test_selected_rows_go_to_the_preview(database_url: str, redis_url: str) -> None:
