@@ -239,8 +239,8 @@ async def in_words(session: AsyncSession, filters: dict[str, Any]) -> list[tuple
             told.append((names[name].label, "any", ""))
         elif name == "subscription_id":
             found = await labels.subscriptions(session, [ids.parse(ids.SUBSCRIPTION, text)])
-            host = next((one.host for one in found.values()), text)
-            told.append(("Subscription", host, f"/subscriptions/{text}"))
+            named = next((one.label for one in found.values()), text)
+            told.append(("Subscription", named, f"/subscriptions/{text}"))
         elif name in ("event_id", "replay_id"):
             told.append((names[name].label, text, f"/{name.removesuffix('_id')}s/{text}"))
         elif name in ("created_after", "created_before"):

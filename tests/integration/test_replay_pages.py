@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 
 from app.admin import replay_forms
-from core import dead_letters, ids, replay_preview, replays
+from core import dead_letters, ids, labels, replay_preview, replays
 from core.breaker import Breaker, BreakerState
 from core.models import ReplayAction, ReplayStatus
 from core.models_access import Role
@@ -91,6 +91,11 @@ def test_from_the_groups_to_a_job(database_url: str, redis_url: str) -> None:
             assert f'href="{path}"' in (await ada.get("/dead-letters")).text
             first = (await ada.get(path)).text
             assert "Replay all 60" in first
+            [row] = await p.sql("SELECT url FROM subscriptions WHERE id = $1", seeds.subscription_id)
+            label = labels.of_url(row["url"])
+            assert "/" in label, "of several at one host, each is told apart"
+            assert f"<title>Dead letters of {label} " in first
+            assert f'<a href="{path}">{label}</a>' in (await ada.get("/dead-letters")).text
             assert first.count("data-row=") == 50
             [older] = re.findall(r'href="([^"]+)" rel="next"', first)
             assert (await ada.get(html.unescape(older))).text.count("data-row=") == 10
@@ -301,6 +306,9 @@ def test_the_time_it_takes_follows_the_rate(database_url: str, redis_url: str) -
             assert "That takes 1 min 41 s at least" in text_of(answer.text)
             assert 'name="rate_per_second" value="1"' in answer.text
             assert await jobs(p) == []
+            # Enter presses a form's first button: it is the one that somebody who typed the number means.
+            first = re.findall(r"<button[^>]*>", page.partition('class="panel"')[2])[0]
+            assert "update" not in first
             for rate, says in (("2", "51 s"), ("0", "from 1 to 10,000"), ("x", "from 1 to 10,000")):
                 assert says in (await ada.get(f"/replays/time?total=101&rate_per_second={rate}")).text
 
