@@ -28,6 +28,7 @@ TARGET_MS = 1000.0
 EMAIL = "bench@example.com"
 # Pages without anything of the history's, or that only lead elsewhere.
 NOT_ASKED = ("/sign-in", "/set-up")
+ONLY_WITH_QUERY = ("/go", "/replays/time", "/subscriptions/new", "/api-keys/new", "/event-types/new")
 PARAMETER = re.compile(r"{(\w+)[^}]*}")
 
 
@@ -86,6 +87,7 @@ async def _sample(driver: Any, made: History, user: str) -> dict[str, str]:
         " WHERE organization_id = $1 AND state = 'dead' AND error_kind IS NOT NULL ORDER BY id DESC LIMIT 1",
         made.large,
     )
+    entry = await driver.fetchval("SELECT id FROM audit_log ORDER BY id DESC LIMIT 1")
     key = await driver.fetchval("SELECT id FROM api_keys WHERE organization_id = $1 LIMIT 1", made.large)
     entry = await driver.fetchval("SELECT id FROM audit_log LIMIT 1")
     return {
@@ -98,7 +100,9 @@ async def _sample(driver: Any, made: History, user: str) -> dict[str, str]:
         "small": ids.show(ids.ORGANIZATION, made.small),
         "users": user,
         "api-keys": ids.show(ids.API_KEY, key),
-        "event-types": "kind.1",
+        "organization": ids.show(ids.ORGANIZATION, made.large),
+        "name": "kind.1",
+        "audit-log": ids.show(ids.AUDIT_ENTRY, entry),
         "error": dead["error_kind"],
         "now": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
     }
@@ -110,7 +114,8 @@ def _paths(sample: Mapping[str, str]) -> list[str]:
     for path, pages in PAGES.items():
         if "GET" in pages and not path.startswith(NOT_ASKED):
             noun = path.split("/")[1]
-            asked.append(PARAMETER.sub(lambda found, noun=noun: _value(sample, noun, found[1]), path))
+            if path not in ONLY_WITH_QUERY:
+                asked.append(PARAMETER.sub(lambda found, noun=noun: _value(sample, noun, found[1]), path))
             asked += [f"{path}?{query}" for query in _queries(sample).get(path, [])]
     return asked
 
@@ -136,6 +141,11 @@ def _queries(sample: Mapping[str, str]) -> dict[str, list[str]]:
         "/events": [large, small, f"{large}&{rare}", rare],
         "/subscriptions": [large, "status=paused"],
         "/replays": [large],
+        "/replays/time": ["total=1000&rate_per_second=50"],
+        "/subscriptions/new": [large],
+        "/api-keys/new": [large],
+        "/event-types/new": [large],
+        "/go": [f"q={sample['subscriptions']}"],
         "/replays/new": [f"{large}&status=dead", f"{one}&status=dead", f"{large}&status=dead&error=tls"],
         "/event-types": [large],
         "/api-keys": [large],

@@ -233,8 +233,8 @@ def steps_of(known: Sequence[Organization], seen: Snapshot) -> list[Step]:
     return [
         Step(
             "Make an organization: a tenant, who owns what follows.",
-            "Organizations",
-            "/organizations",
+            "New organization",
+            "/organizations/new",
             Role.ADMIN,
             bool(known),
         ),

@@ -46,7 +46,7 @@ def test_what_to_do_first_when_there_is_nothing(database_url: str, redis_url: st
             await p.sql("DELETE FROM api_keys")
             await p.sql("DELETE FROM organizations")
             page = await visitor.get("/")
-            assert re.search(r'class="button main" href="/organizations"', page.text)
+            assert re.search(r'class="button main" href="/organizations/new"', page.text)
             assert "takes an admin" not in page.text
         async with signed_in(p, "vic@example.com", Role.VIEWER) as viewer:
             page = await viewer.get("/")
