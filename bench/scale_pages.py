@@ -28,7 +28,7 @@ TARGET_MS = 1000.0
 EMAIL = "bench@example.com"
 # Pages without anything of the history's, or that only lead elsewhere.
 NOT_ASKED = ("/sign-in", "/set-up")
-ONLY_WITH_QUERY = ("/go", "/replays/time", "/subscriptions/new", "/api-keys/new", "/event-types/new")
+ONLY_WITH_QUERY = ("/go", "/replays/new", "/replays/time", "/subscriptions/new", "/api-keys/new", "/event-types/new")
 PARAMETER = re.compile(r"{(\w+)[^}]*}")
 
 
