@@ -87,7 +87,6 @@ async def _sample(driver: Any, made: History, user: str) -> dict[str, str]:
         " WHERE organization_id = $1 AND state = 'dead' AND error_kind IS NOT NULL ORDER BY id DESC LIMIT 1",
         made.large,
     )
-    entry = await driver.fetchval("SELECT id FROM audit_log ORDER BY id DESC LIMIT 1")
     key = await driver.fetchval("SELECT id FROM api_keys WHERE organization_id = $1 LIMIT 1", made.large)
     entry = await driver.fetchval("SELECT id FROM audit_log LIMIT 1")
     return {
@@ -102,7 +101,6 @@ async def _sample(driver: Any, made: History, user: str) -> dict[str, str]:
         "api-keys": ids.show(ids.API_KEY, key),
         "organization": ids.show(ids.ORGANIZATION, made.large),
         "name": "kind.1",
-        "audit-log": ids.show(ids.AUDIT_ENTRY, entry),
         "error": dead["error_kind"],
         "now": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
     }
