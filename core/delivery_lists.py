@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from threading import BoundedSemaphore
 from typing import Any
 from uuid import UUID
 
@@ -19,7 +17,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 from core import ids, lists, merged, selection
 from core.database import TooSlow, within
 from core.deliveries_by_type import WalkByType
-from core.errors import NotFound, Unavailable, ValidationFailed
+from core.errors import NotFound, ValidationFailed
 from core.lists import Page, Paging, Walk
 from core.merged import Merged
 from core.models import Attempt, Delivery, Subscription
@@ -29,7 +27,6 @@ CLOCKS_DIFFER = timedelta(days=1)
 REACH_IN_INDEX = 20_000  # entries that a page walks at most where the index itself checks
 REACH_IN_PAYLOADS = 5_000  # deliveries whose payloads a page reads at most
 SEARCH_TIMEOUT_MS = 3_000
-SEARCHES_AT_ONCE = 2  # of payloads in one process: beside them it accepts events, over the same few connections
 COUNT_TIMEOUT_MS = 250  # of a count that only tells how many there are; without it the page is as good
 
 
@@ -64,7 +61,7 @@ async def searching(session: AsyncSession, walk: Walk | WalkByType | Merged, pag
     """A page of what must be read for it, payload by payload. Raises `ValidationFailed` where that takes too long, and
     `Unavailable` while others search: whoever waited here would hold a connection meanwhile."""
     try:
-        with _turn():
+        with selection.turn():
             async with within(session, SEARCH_TIMEOUT_MS):
                 return await walk.page(session, paging)
     except TooSlow:
@@ -73,19 +70,6 @@ async def searching(session: AsyncSession, walk: Walk | WalkByType | Merged, pag
             f"Searching the payloads takes longer than {SEARCH_TIMEOUT_MS / 1000:g} s; narrow it by created_after and"
             " created_before, or by a subscription or a status",
         ) from None
-
-
-_searches = BoundedSemaphore(SEARCHES_AT_ONCE)  # never waited for, so that it serves any event loop
-
-
-@contextmanager
-def _turn() -> Iterator[None]:
-    if not _searches.acquire(blocking=False):
-        raise Unavailable("Others are searching payloads just now; try again in a moment")
-    try:
-        yield
-    finally:
-        _searches.release()
 
 
 async def counted(session: AsyncSession, rows: SelectOfScalar[int]) -> int | None:

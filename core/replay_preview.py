@@ -149,8 +149,18 @@ async def preview(
     action: ReplayAction = ReplayAction.REPLAY,
 ) -> Preview:
     """Exact counts of what `filters` choose now, and what `action` would do with them. Raises `ValidationFailed` on a
-    wrong filter, or where counting takes longer than `COUNT_TIMEOUT_MS`."""
+    wrong filter, or where counting takes longer than `COUNT_TIMEOUT_MS`; `Unavailable` as `selection.turn`."""
     conditions = selection.conditions(organization_id, filters)
+    with selection.turn_for(filters):
+        return await _preview(session, organization_id, conditions, action)
+
+
+async def _preview(
+    session: AsyncSession,
+    organization_id: UUID,
+    conditions: Sequence[selection.Condition],
+    action: ReplayAction,
+) -> Preview:
     began = monotonic()
     async with in_time(session):
         groups = await _count(session, conditions)
@@ -178,8 +188,9 @@ async def until(session: AsyncSession, organization_id: UUID, filters: Mapping[s
     query = (
         select(key).where(*selection.conditions(organization_id, filters)).order_by(key).offset(MAX_SELECTION).limit(1)
     )
-    async with in_time(session):
-        return ids.time_of((await session.exec(query)).one())
+    with selection.turn_for(filters):
+        async with in_time(session):
+            return ids.time_of((await session.exec(query)).one())
 
 
 @asynccontextmanager

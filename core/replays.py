@@ -88,8 +88,9 @@ async def create(
     check_rate(rate_per_second)
     conditions = selection.conditions(organization_id, filters)
     replay_id = replay_id or ids.new_id()
-    async with in_time(session):
-        groups = await _freeze_items(session, replay_id, conditions)
+    with selection.turn_for(filters):
+        async with in_time(session):
+            groups = await _freeze_items(session, replay_id, conditions)
     total = sum(group.count for group in groups)
     if total > MAX_SELECTION:
         raise ValidationFailed.of(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from threading import BoundedSemaphore
 from typing import Any
 from uuid import UUID
 
@@ -14,12 +16,13 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from core import ids, jsontext
-from core.errors import InvalidId, ValidationFailed
+from core.errors import InvalidId, Unavailable, ValidationFailed
 from core.failures import ErrorKind
 from core.models import OFF_PATH, Delivery, Event, ItemOutcome, Replay, ReplayItem, Subscription
 from core.states import DeadReason, DiscardReason, PendingReason, State
 
 MAX_IDS = 1_000
+SEARCHES_AT_ONCE = 2  # of payloads in one process: beside them it accepts events, over the same few connections
 NO_ERROR = "none"  # among errors: there is none
 REASONS = tuple(str(one) for kind in (PendingReason, DeadReason, DiscardReason) for one in kind)
 
@@ -112,6 +115,26 @@ def searches_payloads(filters: Mapping[str, Any]) -> bool:
         return "text" in filters and _named(filters["text"]) is None
     except ValueError:
         return False
+
+
+_searches = BoundedSemaphore(SEARCHES_AT_ONCE)  # never waited for, so that it serves any event loop
+
+
+@contextmanager
+def turn() -> Iterator[None]:
+    """While payloads are searched. Raises `Unavailable` when others search: whoever waited here would hold a connection
+    meanwhile."""
+    if not _searches.acquire(blocking=False):
+        raise Unavailable("Others are searching payloads just now; try again in a moment")
+    try:
+        yield
+    finally:
+        _searches.release()
+
+
+def turn_for(filters: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """`turn`, where `filters` need it."""
+    return turn() if searches_payloads(filters) else nullcontext()
 
 
 async def owner(session: AsyncSession, filters: Mapping[str, Any]) -> UUID | None:

@@ -373,12 +373,17 @@ def test_searches_leave_connections_for_others(
             assert not all(one.done() for one in searches), "it is accepted while some still search"
         answers = [one.result() for one in searches]
         refused = [one for one in answers if one.status_code == 503]
-        assert len(refused) >= len(paths) - 2 * delivery_lists.SEARCHES_AT_ONCE
+        assert len(refused) >= len(paths) - 2 * selection.SEARCHES_AT_ONCE
         assert refused[0].headers["Retry-After"] == "1"
         assert "Others are searching" in refused[0].text
         assert [one.status_code for one in answers if one not in refused][:2] == [200, 200]
         monkeypatch.undo()
         await p.call("GET", paths[0])
+        dry_run = {"filters": {"text": "anything"}, "dry_run": True}
+        with selection.turn(), selection.turn():
+            await p.call("POST", "/v1/replays", dry_run, 503)
+            await p.call("POST", "/v1/replays", dry_run | {"dry_run": False}, 503)
+        await p.call("POST", "/v1/replays", dry_run)
 
     run(database_url, redis_url, check)
 
