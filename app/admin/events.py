@@ -14,7 +14,7 @@ from app.admin import attempts, contents, delivery_filters, differences, json_te
 from app.admin.lists import Filter, PageQuery
 from app.admin.visit import Visit
 from core import delivery_lists, event_lists, idempotency, ids, jsontext, labels, lists, organizations
-from core.errors import Conflict, HookwrightError, NotFound, ValidationFailed
+from core.errors import Conflict, HookwrightError, NotFound, Unavailable, ValidationFailed
 from core.event_lists import Events
 from core.models import Event
 from core.states import State
@@ -30,6 +30,7 @@ FILTERS = (
 MAX_DELIVERIES = 100  # that the page of an event lists; the list of deliveries has the rest
 MAX_COPIES = 20
 MAX_LAID_OUT = 4  # times its size that the text to edit may take, laid out over lines; else it stays as it is
+UNKNOWN = "It was not stored in time. Send it again from here: should it be stored all the same, it is not sent twice."
 DONE = {
     "redacted": "Its content is removed. What receivers got stays with them.",
     "sent": "Accepted. Its deliveries are on their way.",
@@ -112,37 +113,44 @@ async def edit(visit: Visit) -> Response:
 @dataclass(frozen=True, slots=True)
 class Draft:
     """What somebody made of an event's data, and what is wrong with it. `lines`: how it differs, once it was looked
-    at; None where there is too much to compare."""
+    at; None where there is too much to compare. `key`: under which it was sent already, where nobody knows whether it
+    was stored: sent again under the same, it is stored once."""
 
     text: str
     error: str = ""
     status: int = 200
     is_checked: bool = False
     lines: list[differences.Line] | None = None
+    key: str = ""
 
 
 async def copy(visit: Visit) -> Response:
     """First shows what differs, then, from there, sends it."""
     event = await _editable(visit)
     text = visit.form.text("data").replace("\r\n", "\n")  # as browsers send line ends (WHATWG HTML, "multipart/...")
+    key = visit.form.text("key")
     try:
         data = _read(text)
         if visit.form.text("step") != "send":
-            lines = differences.lines(_to_edit(event), _laid_out(jsontext.dumps(data).decode()))
-            return await _form(visit, event, Draft(text, is_checked=True, lines=lines))
+            return await _form(visit, event, Draft(text, is_checked=True, lines=_lines(event, data)))
         answer = await actions.copy(
             visit,
             event.organization_id,
             event.id,
             data,
             api_key_id=None,
-            idempotent=idempotency.call(
-                event.organization_id, "POST", visit.request.scope["path"], visit.form.text("key"), text.encode()
-            ),
+            idempotent=idempotency.call(event.organization_id, "POST", visit.request.scope["path"], key, text.encode()),
         )
+    except Unavailable as error:
+        draft = Draft(text, UNKNOWN, error.status, is_checked=True, lines=_lines(event, data), key=key)
+        return await _form(visit, event, draft)
     except HookwrightError as error:
         return await _form(visit, event, Draft(text, _said(error), error.status))
     return visit.redirect(f"/events/{answer.data['event_id']}?done=sent")
+
+
+def _lines(event: Event, data: dict[str, Any]) -> list[differences.Line] | None:
+    return differences.lines(_to_edit(event), _laid_out(jsontext.dumps(data).decode()))
 
 
 def _read(text: str) -> dict[str, Any]:
@@ -178,7 +186,7 @@ async def _form(visit: Visit, event: Event, draft: Draft) -> Response:
         event=event,
         id=ids.show(ids.EVENT, event.id),
         draft=draft,
-        key=secrets.token_hex(16),  # what sends it twice by mistake sends it once
+        key=draft.key or secrets.token_hex(16),  # what sends it twice by mistake sends it once
         errors={"data": [draft.error]} if draft.error else {},
     )
 

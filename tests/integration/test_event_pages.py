@@ -6,7 +6,11 @@ import html
 import re
 from typing import Any
 
+import pytest
+
 from core import ids
+from core.acceptance import Answer, Request
+from core.errors import Unavailable
 from core.models_access import Role
 from tests.api import FAST, error_of, run
 from tests.integration.test_delivery_pages import HOSTILE, check_markup, rows_of, text_of, walk
@@ -228,5 +232,35 @@ def test_what_to_do_first(database_url: str, redis_url: str) -> None:
             assert "No events yet" in (await viewer.get("/events")).text
             assert "No deliveries yet" in (await viewer.get("/deliveries")).text
             assert "Nothing matches" in (await viewer.get("/deliveries?status=dead")).text
+
+    run(database_url, redis_url, check)
+
+
+def test_a_copy_whose_answer_did_not_come_is_sent_once(
+    database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def check(p: Platform) -> None:
+        event = await p.send()
+        path = f"/events/{event['event_id']}/copy"
+        accept = p.services.acceptance.accept
+
+        async def stored_and_silent(request: Request) -> Answer:
+            await accept(request)
+            monkeypatch.undo()
+            raise Unavailable
+
+        async with signed_in(p, "operator@example.com", Role.OPERATOR) as operator:
+            await operator.get(path)
+            page = await operator.post(path, data='{"total": 2}', step="look")
+            monkeypatch.setattr(p.services.acceptance, "accept", stored_and_silent)
+            [key] = re.findall(r'name="key" value="(\w+)"', page.text)
+            page = await operator.post(path, data='{"total": 2}', step="send", key=key)
+            assert page.status_code == 503
+            assert "It was not stored in time. Send it again from here" in page.text
+            [key] = re.findall(r'name="key" value="(\w+)"', page.text)
+            answer = await operator.post(path, data='{"total": 2}', step="send", key=key)
+            assert answer.status_code == 303
+        [copied] = await p.sql("SELECT id FROM events WHERE copied_from IS NOT NULL")
+        assert answer.headers["location"] == f"/events/{ids.show(ids.EVENT, copied['id'])}?done=sent"
 
     run(database_url, redis_url, check)
