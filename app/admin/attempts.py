@@ -78,9 +78,11 @@ class Exchange:
 async def exchange(visit: Visit, attempt: Attempt, event: Event, subscription: Subscription) -> Exchange:
     headers: list[tuple[str, str]] = [(name, value) for name, value in orjson.loads(attempt.request_headers)]
     sent = None if event.redacted_at else await _sent(visit, attempt, event, subscription, dict(headers))
-    answered = attempt.response_body
+    # What came back is removed soon after the event's content, which it may repeat (`core.redaction`).
+    answered = None if event.redacted_at else attempt.response_body
+    named = None if event.redacted_at else attempt.response_headers
     cut = answered is not None and len(answered) >= KEPT_BYTES
-    given = None if attempt.response_headers is None else orjson.loads(attempt.response_headers)
+    given = None if named is None else orjson.loads(named)
     return Exchange(
         attempt=attempt,
         id=ids.show(ids.ATTEMPT, attempt.id),

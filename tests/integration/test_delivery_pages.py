@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Boolean, literal_column, text
 
 from app.admin import attempts
-from core import delivery_lists, ids, lists, merged, selection
+from core import delivery_lists, ids, lists, merged, redaction, selection
 from core.database import TooSlow, within
 from core.errors import ValidationFailed
 from core.models_access import Role
@@ -209,6 +209,32 @@ def test_of_a_redacted_event_nothing_is_offered(database_url: str, redis_url: st
                 assert "curl" not in text_of(page)
                 assert (await admin.get(f"/deliveries/{delivery['id']}/body")).status_code == 404
                 assert (await admin.post(f"/deliveries/{delivery['id']}/replay")).status_code in (403, 409)
+
+    run(database_url, redis_url, check, with_worker=True)
+
+
+def test_an_answer_is_not_shown_while_a_redaction_goes_on(
+    database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def check(p: Platform) -> None:
+        async def later(*_: object) -> bool:
+            return False  # as of an event with so many deliveries that workers go on
+
+        with Receiver() as receiver:
+            delivery = await make(p, receiver.url("/ok"))
+            await p.settled(1, "delivered")
+            [stored] = (await p.call("GET", f"/v1/deliveries/{delivery['id']}"))["data"]["attempts"]
+            assert stored["response_body"]
+            async with signed_in(p, "viewer@example.com", Role.VIEWER) as viewer:
+                assert 'id="response-body"' in (await viewer.get(f"/deliveries/{delivery['id']}")).text
+                monkeypatch.setattr(redaction, "finish", later)
+                await p.call("POST", f"/v1/events/{delivery['event_id']}/redact")
+                [kept] = await p.sql("SELECT response_body FROM attempts")
+                assert kept["response_body"], "it is not removed yet"
+                page = (await viewer.get(f"/deliveries/{delivery['id']}")).text
+                assert 'id="response-body"' not in page
+                assert 'id="response-headers"' not in page
+                assert "removed when the event was redacted" in page
 
     run(database_url, redis_url, check, with_worker=True)
 
