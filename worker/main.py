@@ -141,8 +141,8 @@ async def working(settings: Settings) -> AsyncIterator[Engine]:
         with contextlib.suppress(Exception):  # the others notice by themselves, only later
             async with asyncio.timeout(JOB_END_S):
                 await engine.flush_statistics()
-                await engine.flush_breaker_changes()
                 await loops.leave(database, engine)
+                await engine.flush_breaker_changes()  # last, for nothing depends on it
         await transport.aclose()
         await database.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -9,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from core import breaker_changes, erasure, ids
+from core import breaker_changes, erasure, ids, workers
 from core.audit import COMMAND_LINE
 from core.breaker import Breaker, BreakerState
 from core.breaker_changes import Change
 from core.database import Database
 from core.ids import new_id
 from tests.api import SUBSCRIPTIONS, client, error_of, make_key, run
-from tests.platform import Platform, eventually
+from tests.platform import Platform, eventually, platform
 from tests.receiver import Receiver
 from worker.breaker_changes import BURST, EVERY_S, BreakerChanges
 
@@ -170,3 +171,28 @@ def test_an_answer_that_was_lost_does_not_end_the_history(database_url: str, red
         assert [row["state"] for row in await p.sql("SELECT state FROM breaker_changes ORDER BY id")] == [OPEN, CLOSED]
 
     run(database_url, redis_url, check)
+
+
+def test_a_worker_leaves_though_its_history_can_not_be_stored(
+    database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def check() -> None:
+        database = Database(database_url)
+
+        async def alive() -> int:
+            async with database.driver() as driver:
+                return await workers.alive(driver)
+
+        async def fail() -> None:
+            raise ConnectionError
+
+        try:
+            async with platform(database_url, redis_url) as p:
+                assert p.engine is not None
+                monkeypatch.setattr(p.engine, "flush_breaker_changes", fail)
+                await eventually(alive, what="a worker")
+            assert await alive() == 0
+        finally:
+            await database.close()
+
+    asyncio.run(check())
