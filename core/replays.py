@@ -226,7 +226,7 @@ async def operate(session: AsyncSession, organization_id: UUID, replay_id: UUID,
     allowed, after = OPERATIONS[operation]
     if replay.status not in allowed:
         raise Conflict(
-            f"A replay that is {replay.status} can't be put to {operation}; it must be: {', '.join(sorted(allowed))}",
+            f"Can't {operation} a replay that is {replay.status}; it must be: {', '.join(sorted(allowed))}",
             details={"status": replay.status, "allowed": sorted(allowed)},
         )
     replay.status = after

@@ -155,7 +155,7 @@ async def refusal(driver: Any, operation: str, organization_id: UUID, delivery_i
         return NotFound(f"There is no delivery {ids.show(ids.DELIVERY, delivery_id)}")
     allowed = ", ".join(sorted(TRANSITIONS[operation].before))
     return Conflict(
-        f"A delivery that is {state} can't be put to {operation}; it must be one of: {allowed}",
+        f"Can't {operation} a delivery that is {state}; it must be one of: {allowed}",
         details={"status": state, "allowed": sorted(TRANSITIONS[operation].before)},
     )
 

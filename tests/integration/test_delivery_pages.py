@@ -127,6 +127,7 @@ def test_replay_and_discard_by_role_and_state(database_url: str, redis_url: str)
             signed_in(p, "operator@example.com", Role.OPERATOR) as operator,
         ):
             page = (await viewer.get(path)).text
+            assert re.search(rf"<title>Delivery of \S+, {delivery['id']} ", page), "each has a title of its own"
             assert "Not tried yet" in page
             assert f"{path}/replay" not in page
             assert f"{path}/discard" not in page
@@ -144,7 +145,7 @@ def test_replay_and_discard_by_role_and_state(database_url: str, redis_url: str)
             assert f'action="{path}/discard"' not in page, "what would be refused is not offered"
             answer = await operator.post(f"{path}/discard")
             assert answer.status_code == 409
-            assert "A delivery that is discarded can&#39;t be put to discard" in answer.text
+            assert "Can&#39;t discard a delivery that is discarded;" in answer.text
             assert (await operator.post(f"{path}/replay")).headers["location"] == f"{path}?done=replayed"
             [row] = await p.sql("SELECT state, reason, series FROM deliveries")
             assert tuple(row) == ("pending", "replay", 1)

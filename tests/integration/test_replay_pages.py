@@ -340,7 +340,7 @@ def test_a_job_is_steered_from_its_page(database_url: str, redis_url: str, statu
                     assert (answer.status_code, job["status"]) == (303, after)
                 else:
                     assert (answer.status_code, job["status"]) == (409, status)
-                    assert f"A replay that is {status} can" in text_of(answer.text)
+                    assert f"Can't {operation} a replay that is {status};" in text_of(answer.text)
             await p.sql("UPDATE replays SET status = $1", str(status))
             await ada.get(path)
             for rate in ("0", "x"):
