@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from arq.connections import ArqRedis
 
+from app.shared import Shared
 from core.acceptance import Acceptance
 from core.access_tokens import AccessTokens
 from core.breakers import Breakers
@@ -34,6 +36,7 @@ class Services:
     checks: SubscriptionChecks
     oidc: Provider | None = None  # where users sign in besides
     histories: Histories = field(default_factory=Histories)
+    overviews: Shared[Any, Any] = field(default_factory=Shared)  # by range and organization
 
     @property
     def sealer(self) -> Sealer:

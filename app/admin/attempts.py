@@ -89,7 +89,9 @@ async def exchange(visit: Visit, attempt: Attempt, event: Event, subscription: S
         request_headers=_visible(headers),
         sent=sent,
         body=None if sent is None else contents.of(sent.content),
-        curl=None if sent is None else curl.command(attempt.url, headers, sent.content, file_name(attempt)),
+        curl=None
+        if sent is None
+        else curl.command(visit.shown_url(attempt.url), headers, sent.content, file_name(attempt)),
         is_masked=any(value == views.HIDDEN for _, value in headers),
         response_headers=None
         if given is None

@@ -104,7 +104,8 @@ async def show(visit: Visit) -> Response:
                 organization = await organizations.get(session, ids.parse(ids.ORGANIZATION, given))
         except (InvalidId, NotFound) as error:
             errors["organization"] = [error.message]
-    snapshot = await take(visit, chosen.span, organization.id if organization else None)
+    of = organization.id if organization else None
+    snapshot = await visit.services.overviews.get((chosen.name, of), lambda: take(visit, chosen.span, of))
     return visit.render(
         "overview/index.html",
         404 if errors else 200,

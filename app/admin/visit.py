@@ -17,7 +17,7 @@ from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from app import assets
+from app import assets, views
 from app.admin import badges, cookies, forms, links, wording
 from app.admin.forms import Form
 from app.admin.navigation import Entry
@@ -170,6 +170,11 @@ class Visit:
         """Raises `Conflict` when the form was filled in from another version, which is in its field `version`."""
         if self.form.text("version") not in ("", str(current)):
             raise Conflict("It was changed meanwhile. Look at it again and repeat your change.")
+
+    def shown_url(self, url: str) -> str:
+        """Where a subscription's deliveries go, as this user may see it: what follows the `?` may be a credential."""
+        address, _, query = url.partition("?")
+        return f"{address}?{views.HIDDEN}" if query and not self.may(Role.OPERATOR) else url
 
     def may(self, role: Role) -> bool:
         """Whether who is signed in has this role or more: for what a page offers."""

@@ -118,6 +118,36 @@ def test_the_format_that_an_attempt_had_is_told_by_its_signature(database_url: s
     run(database_url, redis_url, check, with_worker=True)
 
 
+def test_what_follows_the_question_mark_of_an_address_is_not_a_viewers(database_url: str, redis_url: str) -> None:
+    async def check(p: Platform) -> None:
+        with Receiver() as receiver:
+            url = receiver.url("/status/500?token=s3cr3t")
+            delivery = await make(p, url, retry_policy={"max_attempts": 1})
+            await p.settled(1, "dead")
+        event_type = delivery["event_type"]
+        organization = delivery["organization_id"]
+        await p.call("POST", "/v1/event-types", {"name": event_type})
+        paths = (
+            f"/deliveries/{delivery['id']}",
+            "/deliveries",
+            "/subscriptions",
+            f"/subscriptions/{delivery['subscription_id']}",
+            f"/dead-letters/{delivery['subscription_id']}/status",
+            f"/event-types/{organization}/{event_type}",
+            "/dead-letters",
+            "/",
+        )
+        for role, sees in ((Role.VIEWER, False), (Role.OPERATOR, True)):
+            async with signed_in(p, f"{role}@example.com", role) as somebody:
+                pages = {path: await somebody.get(path) for path in paths}
+                assert {page.status_code for page in pages.values()} == {200}
+                assert [path for path, page in pages.items() if "s3cr3t" in page.text] == [
+                    path for path in paths if sees and path not in ("/deliveries", "/dead-letters", "/")
+                ]
+
+    run(database_url, redis_url, check, with_worker=True)
+
+
 def test_replay_and_discard_by_role_and_state(database_url: str, redis_url: str) -> None:
     async def check(p: Platform) -> None:
         delivery = await make(p)
