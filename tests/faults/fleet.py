@@ -13,14 +13,15 @@ from pathlib import Path
 from cli.process import Command, Process, log_tail
 from cli.supervisor.ports import free_port, why_not_200
 from tests.faults.parts import Parts
-from tests.faults.scene import LEASE_MARGIN_S, SWEEP_S, Harm, Scene, until
+from tests.faults.scene import LEASE_MARGIN_S, SLACK_S, SWEEP_S, Harm, Scene, until
 from tests.forks import ForkedProcess
 from tests.platform import environment
 from tests.receiver import Receiver
 
 START_WITHIN_S = 60.0
 ALTERED = (sys.executable, "-P", str(Path(__file__).with_name("altered.py")))
-HINTS_WITHIN_S = 12.0  # a pause of 2 s at most, then a connection, then jobs; and a sign of life each 2 s
+# A pause of 2 s at most, then a connection, then jobs; and a sign of life each 2 s.
+HINTS_WITHIN_S = 8.0 + SLACK_S
 
 
 def without_settings() -> dict[str, str]:

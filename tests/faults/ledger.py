@@ -23,9 +23,10 @@ from tests.faults.producer import Producer
 from tests.faults.scene import LEASE_S, SLACK_S, Scene
 from tests.receiver import Recorded
 
-# Between a receipt and the commit of its outcome: a request that hangs until its timeout, and one batch.
-UNRECORDED_S = 2.0
-ALL_WITHIN_S = 60  # however slow the machine
+# Between a receipt and the commit of its outcome: a request that hangs until its timeout, and one batch, on a busy
+# machine.
+UNRECORDED_S = 6.0
+ALL_WITHIN_S = 120  # however slow the machine
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Ledger:
     delivered: int
     dead: int
     requests: int
-    repeats: int  # requests beyond the first for each webhook-id, all of them explained
+    repeats: int  # requests beyond the first for each webhook-id and its recorded timeouts, all of them explained
 
     def __str__(self) -> str:
         return (
@@ -65,12 +66,13 @@ async def settle(scene: Scene, producer: Producer, *, within_s: float = LEASE_S 
     received = _received(scene)
     assert delivered <= set(received), "delivered, it says, and never received"
     assert set(received) <= set(by_event), "received and never accepted"
-    repeats = sum(len(copies) - 1 for copies in received.values())
     failed = await scene.query(
-        "SELECT d.event_id, count(*) AS n FROM attempts a JOIN deliveries d ON d.id = a.delivery_id"
-        " WHERE a.error_kind IS NOT NULL GROUP BY 1"
+        "SELECT d.event_id, count(*) AS n, count(*) FILTER (WHERE a.error_kind = 'timeout') AS late"
+        " FROM attempts a JOIN deliveries d ON d.id = a.delivery_id WHERE a.error_kind IS NOT NULL GROUP BY 1"
     )
     retries = {ids.show(ids.EVENT, row["event_id"]): row["n"] for row in failed}
+    late = {ids.show(ids.EVENT, row["event_id"]): row["late"] for row in failed}  # on a busy machine, any may be
+    repeats = sum(max(0, len(copies) - 1 - late.get(one, 0)) for one, copies in received.items())
     unexplained = [one for one, copies in received.items() if _unexplained(scene, copies) > retries.get(one, 0)]
     assert not unexplained, f"{len(unexplained)} came twice and no kill explains it, such as {unexplained[:3]}"
     requests = len(scene.receiver.requests)

@@ -19,7 +19,7 @@ from sqlalchemy.engine import make_url
 from cli.supervisor.ports import why_not_200
 from core import api_keys, organizations, sealing
 from core.database import Database
-from tests.platform import SECRET_KEY
+from tests.platform import HANGS_S, SECRET_KEY
 from tests.receiver import Receiver, Recorded
 from tests.services import plain_url
 
@@ -28,7 +28,7 @@ TIMEOUT_MS = 1_000
 LEASE_MARGIN_S = 2.0
 LEASE_S = TIMEOUT_MS / 1_000 + LEASE_MARGIN_S
 SWEEP_S = 0.2
-SLACK_S = 3.0  # what two busy cores may add to any bound
+SLACK_S = 15.0  # what a busy machine may add to any bound; without what is promised it would be a minute, or for ever
 LONG = os.environ.get("FAULT_LONG") == "1"  # outages of up to a minute; else long enough to pass every timeout of ours
 QUICK_RETRIES = {"backoff_strategy": "fixed", "base_delay_ms": 100, "max_attempts": 20}
 
@@ -149,14 +149,14 @@ class Scene:
         rows = await self.query("SELECT state, count(*) FROM deliveries GROUP BY state")
         return {row["state"]: row["count"] for row in rows}
 
-    async def received(self, count: int, within_s: float) -> list[Recorded]:
+    async def received(self, count: int, within_s: float = HANGS_S) -> list[Recorded]:
         async def enough() -> bool:
             return len(self.receiver.requests) >= count
 
         await until(enough, within_s, f"{count} requests at the receiver")
         return self.receiver.requests
 
-    async def delivered(self, count: int, within_s: float) -> float:
+    async def delivered(self, count: int, within_s: float = HANGS_S) -> float:
         """Waits until so many deliveries are delivered; returns how long it took."""
 
         async def enough() -> bool:

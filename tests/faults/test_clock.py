@@ -17,7 +17,7 @@ from tests.faults.scene import SLACK_S, SWEEP_S
 Play = Callable[[Scenario], None]
 HOUR_S = 3_600
 SIGN_OF_LIFE_S = 3.2  # a worker's sign of life in Redis is gone after that, unless it was renewed
-RETRY_S = 1.0
+RETRY_S = 3.0  # the clock jumps before it, even on a busy machine
 
 
 class Clock:
@@ -56,7 +56,7 @@ def test_jumping_under_load_nothing_is_lost_doubled_or_late(play: Play, seed: in
                     silent = True  # were it so, it would show the first time
                     await asyncio.sleep(SIGN_OF_LIFE_S)
                 clock.jump(off_by_s)
-                await producer.accepts(10, within_s=10)
+                await producer.accepts(10)
                 await fleet.delivered(len(producer.accepted), within_s=SWEEP_S + 2 * SLACK_S)
                 flowing_s = await fleet.hints_flow()
                 print(f"web {webs.off_by_s:+} s, worker {workers.off_by_s:+} s: hints flow after {flowing_s:.1f} s")

@@ -20,10 +20,10 @@ from tests.faults.fleet import Fleet
 from tests.faults.ledger import settle
 from tests.faults.producer import Producer
 from tests.faults.scene import SLACK_S, SWEEP_S, until
+from tests.platform import HANGS_S
 
 Play = Callable[[Scenario], None]
-JOB_EXPIRES_MS = 60_000
-HANDLED_WITHIN_S = 20.0
+JOB_EXPIRES_MS = 300_000
 MOST_LINES = 600  # some 200 jobs are poison, and each could leave a traceback of 40
 
 
@@ -84,7 +84,7 @@ def test_poison_in_the_queue_harms_nothing_and_is_not_run(play: Play, seed: int,
                 await fleet.pause(0.0, 0.1)
                 await _enqueue(fleet, f"poison {name}".encode(), poison[name])
             await _malform(fleet)
-            await until(lambda: _is_gone(fleet), HANDLED_WITHIN_S, "all poison is out of the queue", every_s=0.1)
+            await until(lambda: _is_gone(fleet), HANGS_S, "all poison is out of the queue", every_s=0.1)
             print(f"hints flow {await fleet.hints_flow():.1f} s after all poison is gone")
             await fleet.delivered(len(producer.accepted), within_s=SWEEP_S + 2 * SLACK_S)
         print(ledger := await settle(fleet, producer))
@@ -158,7 +158,7 @@ def test_jobs_past_their_timeout_or_cancelled_lose_nothing(play: Play, seed: int
         await fleet.subscribe("/slow/0.05")
         producer = Producer(fleet.url, fleet.key, fleet.rng)
         async with producer.producing():
-            await producer.accepts(5, within_s=10)  # from now on the web process has no question about subscriptions
+            await producer.accepts(5)  # from now on the web process has no question about subscriptions
             async with fleet.session() as other, other.transaction():
                 await other.execute("LOCK TABLE subscriptions IN ACCESS EXCLUSIVE MODE")
                 first = await fleet.start_worker(altered={"FAULTS_CONSTANTS": "worker.main.JOB_TIMEOUT_S=0.6"})
@@ -169,8 +169,8 @@ def test_jobs_past_their_timeout_or_cancelled_lose_nothing(play: Play, seed: int
                 async def under_way() -> bool:
                     return bool(await fleet.parts.redis("KEYS", in_progress_key_prefix + "*"))
 
-                await until(timed_out, 20, "a job is past its timeout")
-                await until(under_way, 10, "a job is there to be cancelled")
+                await until(timed_out, HANGS_S, "a job is past its timeout")
+                await until(under_way, HANGS_S, "a job is there to be cancelled")
                 first.send(signal.SIGTERM)
                 assert await first.wait() == 0
             assert "sending" not in await fleet.states()

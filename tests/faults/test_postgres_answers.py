@@ -16,6 +16,7 @@ from tests.faults.ledger import settle
 from tests.faults.postgres_proxy import PostgresProxy
 from tests.faults.producer import Producer
 from tests.faults.scene import LEASE_S, SLACK_S, SWEEP_S
+from tests.platform import HANGS_S
 
 Play = Callable[[Scenario], None]
 
@@ -43,7 +44,7 @@ async def proxied(fleet: Fleet, part: str, **more: str) -> AsyncIterator[Postgre
 async def cut_often(fleet: Fleet, proxy: PostgresProxy, needle: str) -> None:
     for _ in range(CUTS):
         await fleet.pause(0.1, 0.4)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANGS_S):
             await proxy.cut(needle).done.wait()
 
 
@@ -56,7 +57,7 @@ def test_an_acceptance_whose_commit_was_not_heard_is_one_event_when_sent_again(p
                 """200 says that it had been stored by the first try."""
                 return sum(len(one.tries) > 1 and one.tries[-1].status == 200 for one in producer.accepted)
 
-            async with producer.producing(), asyncio.timeout(40):
+            async with producer.producing(), asyncio.timeout(HANGS_S):
                 while repeated() < CUTS:  # a cut may also hit the look at an API key, and then nothing was stored
                     await fleet.pause(0.1, 0.4)
                     await proxy.cut(COMMIT).done.wait()

@@ -56,14 +56,14 @@ async def _run(fleet: Fleet) -> None:
         began = time.monotonic()
         await _fill(other)
         # Pages that have room still take some, so not each answer is a refusal at once.
-        await producer.refused(50, within_s=20)
+        await producer.refused(50)
         tries = producer.since(began)
         assert {one.status for one in tries} <= {200, 202, 503}
         assert all(one.retry_after for one in tries if one.status == 503)
         assert await fleet.why_not("/healthz") is None
         await other.execute("DROP TABLE filler")
         free_at = time.monotonic()
-        await producer.accepts(20, within_s=10)
+        await producer.accepts(20)
         print(f"accepts again after {time.monotonic() - free_at:.2f} s")
         fleet.harms.append(Harm(began, time.monotonic()))
     print(await settle(fleet, producer))
@@ -91,8 +91,8 @@ def test_a_disk_that_fails_now_and_then(play: Play, seed: int) -> None:
         producer = Producer(fleet.url, fleet.key, fleet.rng)
         async with producer.producing(), fleet.session() as operator:
             await operator.execute(FAILING_DISK)
-            await producer.refused(5, within_s=10)
-            await producer.accepts(20, within_s=10)
+            await producer.refused(5)
+            await producer.accepts(20)
         ledger = await settle(fleet, producer)
         print(ledger)
         assert ledger.repeats == 0, "outcomes wait until they can be recorded"

@@ -4,7 +4,7 @@ data of another kind. What is true of an absent Redis must be true of an ill one
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from core import hints
 from tests.faults.conftest import Scenario
 from tests.faults.fleet import Fleet
 from tests.faults.ledger import settle
-from tests.faults.producer import Producer
+from tests.faults.producer import Producer, Try
 from tests.faults.scene import SLACK_S, SWEEP_S
 
 Play = Callable[[Scenario], None]
@@ -122,16 +122,22 @@ async def _refusing(fleet: Fleet, refusal: Refusal) -> AsyncIterator[None]:
 
 async def _is_served(fleet: Fleet, producer: Producer) -> None:
     """What is accepted by now is delivered by the sweep, and more is accepted."""
-    await producer.accepts(10, within_s=10)
+    await producer.accepts(10)
     await fleet.delivered(len(producer.accepted), within_s=SWEEP_S + 2 * SLACK_S)
 
 
 def _check_acceptance(producer: Producer, began: float) -> None:
     tries = producer.since(began)
     assert {one.status for one in tries} == {202}
+    almost_all_s, before_s = _almost_all_s(tries), _almost_all_s([one for one in producer.tries() if one.ended < began])
+    # What is slow on a busy machine was so before.
+    assert almost_all_s < max(ACCEPTED_WITHIN_S, 3 * before_s), f"acceptance waited {almost_all_s:.1f} s for Redis"
+
+
+def _almost_all_s(tries: Sequence[Try]) -> float:
+    """In how many seconds 95 % of them were answered."""
     took_s = sorted(one.ended - one.began for one in tries)
-    almost_all_s = took_s[len(took_s) * 95 // 100]  # a busy machine may hold up any of them
-    assert almost_all_s < ACCEPTED_WITHIN_S, f"acceptance waited {almost_all_s:.1f} s for Redis"
+    return took_s[len(took_s) * 95 // 100]
 
 
 def _no_flood(fleet: Fleet, began: float, before: int) -> int:

@@ -26,7 +26,7 @@ from tests.receiver import Receiver
 from tests.services import make_data_dir
 
 READY_WITHIN_S = 120.0
-BACK_WITHIN_S = 15.0
+BACK_WITHIN_S = 60.0
 SETTINGS = {
     "HOOKWRIGHT_SECRET_KEYS": SECRET_KEY,
     "HOOKWRIGHT_EGRESS_ALLOW": "127.0.0.0/8",
