@@ -317,13 +317,15 @@ def test_every_field_takes_or_refuses_every_nasty_value(database_url: str, redis
         for (method, path), names in FIELDS.items():
             id_ = shown(p) if path.startswith("/v1/organizations") else made["id"]
             url = path.replace("{id}", id_).replace("{name}", "a.b")
-            for name in names:
-                for number, value in enumerate(NASTY):
+            # A change is read as the new thing is: each of its fields gets half of them, and the next the other half.
+            step = 2 if method == "PATCH" else 1
+            for field, name in enumerate(names):
+                for number, value in [*enumerate(NASTY)][field % step :: step]:
                     body = {one: GOOD[one] for one in names if one in GOOD} | {name: value}
                     if path.endswith("/batch"):
                         body = {"events": value if isinstance(value, list) else [value]}
                     # With a key each answer is stored and so must be storable; without, it must be showable.
-                    keyed = {"Idempotency-Key": f"{name}-{number}"} if number % 2 else {}
+                    keyed = {"Idempotency-Key": f"{name}-{number}"} if number // step % 2 else {}
                     answer = await p.client.request(method, url, json=body, headers=admin | keyed)
                     assert answer.status_code < 500, (method, path, name, value, answer.text[:300])
         # What was taken is shown again, and an event is still accepted.

@@ -1,4 +1,4 @@
-"""Every list and every hot statement is served by an index, on 200,000 deliveries over a week of partitions."""
+"""Every list and every hot statement is served by an index, on 100,000 deliveries over a week of partitions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.platform import Platform, platform
 from tests.seeds import Seeds, seeded
 from tests.services import Services
 
-DELIVERIES = 200_000
+DELIVERIES = 100_000
 DAYS = 5
 REPLAY = UUID("01907000-0000-7000-8000-000000000000")
 SMALL = 2_000  # rows; scanning so small a partition is no worse than its index
