@@ -12,7 +12,7 @@ quoted = '$(subst ','\'',$(1))'
 OPTIONS = $(if $(PORT), --port $(call quoted,$(PORT)))$(if $(DATA_DIR), --data-dir $(call quoted,$(DATA_DIR)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test lint fuzz audit bench soak constraints vendor clean
+.PHONY: help setup demo run test lint fuzz audit bench soak screens constraints vendor clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -50,6 +50,9 @@ bench: setup ## measure load and latency on this machine
 
 soak: setup ## an hour of mixed faults under load, and an exact ledger; see docs/reliability.md
 	@$(RUN) tests.faults.soak
+
+screens: setup ## take the pictures in docs/screens anew; needs Chromium
+	@$(RUN) tests.browser.screens
 
 constraints: ## renew constraints.txt with the newest versions that pyproject.toml allows
 	@.ci/constraints
