@@ -1,7 +1,7 @@
 """Pictures of every page, of a made-up installation: `python -m tests.browser.screens` puts them into docs/screens.
 
-An admin opens each, at a desk and on a phone, in the light and in the dark. It must be answered with 200, and may
-complain of nothing on its console.
+An admin opens each, at a desk and on a phone, in the light and in the dark. It must be answered with 200, may complain
+of nothing on its console, and axe may find nothing that shuts somebody out.
 """
 
 from __future__ import annotations
@@ -158,6 +158,7 @@ async def _pictures(page: Page, path: str, name: str, folder: Path) -> None:
             # Playwright knows no WebP, which is half as large as a JPEG.
             taken = await debugger.send("Page.captureScreenshot", {"format": "webp", "quality": QUALITY})
             (folder / f"{name}-{device}-{theme}.webp").write_bytes(b64decode(taken["data"]))
+    await checks.check(page)
 
 
 async def _find(s: Site, made: Installation) -> None:
