@@ -89,7 +89,7 @@ async def _has_room(it: Platform) -> bool:
 def holding(database_url: str, redis_url: str, scenario: Callable[[Held], Awaitable[None]]) -> None:
     async def run(receiver: Receiver) -> None:
         async with platform(database_url, redis_url, WORKER_MAX_IN_FLIGHT=str(IN_FLIGHT)) as it:
-            subscription = await it.subscribe(receiver.url("/hold"), timeout_ms=60_000, retry_policy=POLICY)
+            subscription = await it.subscribe(receiver.url("/hold"), timeout_ms=30_000, retry_policy=POLICY)
             held = Held(it, receiver, subscription)
             for _ in range(IN_FLIGHT + WAITING):
                 await it.send()
