@@ -100,6 +100,7 @@ class Fleet(Scene):
         return sum(self.log_of(process).count("\n") for process in self._processes)
 
     async def end(self) -> None:
+        self.close()
         for process in self._processes:
             process.send(signal.SIGCONT)
             process.kill()

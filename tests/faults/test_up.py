@@ -65,6 +65,8 @@ async def _run(seed: int, tmp_path: Path) -> None:
             except BaseException:
                 print(_said(tmp_path / "up.log"))
                 raise
+            finally:
+                scene.close()
 
 
 @asynccontextmanager
