@@ -225,8 +225,8 @@ def test_a_preview_says_what_will_not_happen(database_url: str, redis_url: str) 
                 "1 will be skipped: they are being sent at this moment",
                 "1 of them still wait for an attempt. The replay takes its place",
                 "1 of them were delivered already",
-                "1 to example.com will wait: the subscription is paused",
-                "4 to example.com will wait: its circuit breaker is open",
+                "1 to example.com/hook will wait: the subscription is paused",
+                "4 to example.com/hook will wait: its circuit breaker is open",
             ):
                 assert part in said, part
             said = text_of(await preview(ada, organization=whose, status=",".join(State), action="discard"))
