@@ -233,12 +233,9 @@ def test_names_that_hang_in_the_systems_resolver_stall_nobody_else(
         async with platform(database_url, redis_url, EGRESS_ALLOW=f"{ALLOWED}/32") as it:
             assert it.engine is not None
             once = {"max_attempts": 1}
-            await asyncio.gather(
-                *(
-                    it.subscribe(receiver.url(host=f"silent{n}.example.com"), ["*"], retry_policy=once, timeout_ms=1000)
-                    for n in range(silent)
-                )
-            )
+            for n in range(silent):
+                url = receiver.url(host=f"silent{n}.example.com")
+                await it.subscribe(url, ["*"], retry_policy=once, timeout_ms=1000)
             await it.subscribe(receiver.url(host="healthy.example.com"), ["*"], retry_policy=once)
             await asyncio.gather(*(it.send() for _ in range(2)))
             await it.settled(2, "delivered", within_s=SLACK_S)
