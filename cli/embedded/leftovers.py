@@ -40,10 +40,18 @@ def find_leftovers(uid: int, program: str, marks: Iterable[str]) -> list[int]:
 async def end_leftovers(
     uid: int, program: str, marks: tuple[str, ...], stages: tuple[tuple[signal.Signals | None, float], ...]
 ) -> list[int]:
-    """Sends each stage's signal (None: only waits) and gives them its seconds; returns who was there."""
+    """Sends each stage's signal (None: only waits) and gives them its seconds; returns who was there.
+
+    Whoever has the first mark is asked to end the others too, as it knows how: only SIGKILL goes to all of
+    them. A fast shutdown's SIGINT means "cancel" to a backend of PostgreSQL, and to its checkpointer that the
+    others have ended already; what they write after its last checkpoint is a panic.
+    """
     first = remaining = find_leftovers(uid, program, marks)
     for signum, wait_s in stages:
-        for pid in remaining if signum is not None else ():
+        asked = remaining
+        if signum is not signal.SIGKILL:
+            asked = find_leftovers(uid, program, marks[:1]) or remaining
+        for pid in asked if signum is not None else ():
             try:
                 os.kill(pid, signum or 0)
             except ProcessLookupError:

@@ -83,7 +83,7 @@ def test_real_deliveries_are_told_from_the_failing_subscription_to_its_error(dat
                     *("60 %", "0", "2")
                 ]
                 assert stat(page.text, "Workers") == "1"
-                assert re.fullmatch(r"\d+ ms", stat(page.text, "Delivery time"))
+                assert re.fullmatch(r"\d+ ms|[\d.]+ s", stat(page.text, "Delivery time"))
                 said = words(page.text)
                 assert "Our side is well: 1 worker is alive, nothing is late. What fails below fails at the" in said
                 assert "healthy 1 degraded 0 failing 1 paused 0 disabled 0" in said
@@ -100,7 +100,9 @@ def test_real_deliveries_are_told_from_the_failing_subscription_to_its_error(dat
                 assert f"/subscriptions/{fine['id']}" not in page.text, "those that are well are only counted"
                 chart = re.search(r'<svg class="bars".*?</svg>', page.text, re.DOTALL)
                 assert chart
-                assert "3 delivered, 0 failed and tried again, 2 given up" in chart[0]
+                bars = re.findall(r"(\d+) delivered, (\d+) failed and tried again, (\d+) given up", chart[0])
+                told = [sum(int(bar[part]) for bar in bars) for part in range(3)]
+                assert told == [3, 0, 2], "in one bar or, at the turn of a minute, in two"
         installation = await figures_of_installation(p)
         assert (installation.accepted, installation.attempts, installation.dead) == (3, 5, 2)
         assert sum(installation.durations) == 3
@@ -118,7 +120,8 @@ async def kept(p: Platform) -> None:
     async def all_is_there() -> bool:
         assert p.engine is not None
         await p.engine.flush_statistics()  # an outcome is counted a moment after it was stored
-        return (await figures_of_installation(p)).attempts == 5
+        figures = await figures_of_installation(p)  # what is being written at this moment is not there yet either
+        return (figures.accepted, figures.attempts) == (3, 5)
 
     await eventually(all_is_there, what="the statistics")
 
