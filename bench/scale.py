@@ -46,10 +46,9 @@ async def run(options: argparse.Namespace) -> int:
             async with costs.connected(platform) as driver:
                 made = await history.build(driver, options.rows, say)
             await costs.sizes(platform)
+            fine &= await scale_lists.measure(platform, made, options.repeats, options.plans)
             if options.pages:
                 fine &= await scale_pages.measure(platform, made, options.repeats)
-            else:
-                fine &= await scale_lists.measure(platform, made, options.repeats, options.plans)
         if options.pending:
             fine &= await costs.claims(platform, options.pending)
     return 0 if fine else 1
@@ -59,7 +58,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("bench.scale", description="What size costs, on a real platform.")
     parser.add_argument("--rows", type=int, default=0, help="deliveries of the history")
     parser.add_argument("--repeats", type=int, default=30, help="times each list or page is asked for (default 30)")
-    parser.add_argument("--pages", action="store_true", help="time the pages instead of the API's lists")
+    parser.add_argument("--pages", action="store_true", help="time the pages too")
     parser.add_argument("--plans", type=Path, help="write the plans of all statements to this file")
     parser.add_argument("--pending", type=int, default=0, help="due deliveries to claim from")
     parser.add_argument("--writes", type=int, default=0, help="deliveries whose writes are measured, a round")
