@@ -21,18 +21,18 @@ from app.api import calls, replies
 from app.services import Services
 from core import hints
 from core.acceptance import Acceptance
-from core.access_tokens import AccessTokens
-from core.breakers import Breakers
-from core.database import Database
+from core.access.access_tokens import AccessTokens
+from core.access.oidc import Provider
 from core.egress import EgressPolicy
 from core.errors import HookwrightError, MethodNotAllowed, NotFound
 from core.hints import Hints
-from core.oidc import Provider
-from core.rate_limits import RateLimits
-from core.sealing import Sealer
+from core.limiting.breakers import Breakers
+from core.limiting.rate_limits import RateLimits
+from core.matching.subscription_checks import SubscriptionChecks
+from core.secrets.sealing import Sealer
 from core.settings import Settings
 from core.stats import Keeper
-from core.subscription_checks import SubscriptionChecks
+from core.storage.database import Database
 from core.subscriptions import Rules
 
 

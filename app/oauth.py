@@ -28,10 +28,11 @@ from starlette.routing import BaseRoute, Route
 
 from app.api import body, calls, replies
 from app.services import Services
-from core import access_tokens, api_keys, ids
-from core.api_keys import Credential
-from core.database import is_unreachable
+from core import ids
+from core.access import access_tokens, api_keys
+from core.access.api_keys import Credential
 from core.errors import AuthenticationFailed, PayloadTooLarge, RateLimitExceeded
+from core.storage.database import is_unreachable
 
 PATH = "/oauth/token"
 MAX_BODY_BYTES = 8_192

@@ -40,7 +40,7 @@ from app.api import (
 )
 from app.api.calls import Action, Handler, Resource
 from app.assets import Assets
-from core.api_keys import (
+from core.access.api_keys import (
     DELIVERIES_READ,
     DELIVERIES_REPLAY,
     EVENTS_READ,
@@ -49,7 +49,7 @@ from core.api_keys import (
     SUBSCRIPTIONS_READ,
     SUBSCRIPTIONS_WRITE,
 )
-from core.models_access import Role
+from core.access.models import Role
 
 
 def _ingests(handler: Handler, max_body: str) -> Action:

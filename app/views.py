@@ -9,9 +9,11 @@ from typing import Any
 import orjson
 
 from core import ids, jsontext, timestamps
-from core.breaker import Breaker, BreakerSettings, BreakerState
+from core.access.models import AuditEntry
 from core.health import Health
-from core.limits import Limits
+from core.limiting.breaker import Breaker, BreakerSettings, BreakerState
+from core.limiting.limits import Limits
+from core.matching.subscription_checks import Checked
 from core.models import (
     ApiKey,
     Attempt,
@@ -24,13 +26,11 @@ from core.models import (
     Subscription,
     SubscriptionSecret,
 )
-from core.models_access import AuditEntry
 from core.replay_items import Item
 from core.replay_preview import Group, Prepared
 from core.retry import RetryPolicy
 from core.states import State
 from core.stats import Figures
-from core.subscription_checks import Checked
 
 HIDDEN = "••••"
 

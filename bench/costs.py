@@ -19,11 +19,11 @@ from bench.platform import BenchError, Platform
 from cli import target
 from core import deliveries, events, ids
 from core.acceptance import Acceptance, Request
-from core.database import Database
 from core.deliveries import Finish, Tried, Verdict
 from core.hints import Hint
-from core.sealing import Sealer
+from core.secrets.sealing import Sealer
 from core.states import DeadReason, PendingReason, State
+from core.storage.database import Database
 
 MARGIN_S = 10.0
 CLAIM, CLAIM_TARGET_MS, CLAIMS = 250, 20.0, 200

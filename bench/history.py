@@ -14,9 +14,10 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from core import ids, partitions
+from core import ids
 from core.stats import WHOLE
 from core.stats.durations import BOUNDS_MS
+from core.storage import partitions
 
 ORGANIZATIONS, SUBSCRIPTIONS, DAYS = 50, 200, 14  # subscriptions: of each organization
 STATISTICS_DAYS = 8  # of statistics: what the last seven times 24 hours lie in

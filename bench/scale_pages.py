@@ -19,10 +19,11 @@ from bench.history import History
 from bench.platform import Platform
 from bench.scale_cases import sample_of
 from cli import target
-from core import ids, sessions, users
+from core import ids
+from core.access import sessions, users
+from core.access.models import Role
 from core.audit import COMMAND_LINE
-from core.database import Database
-from core.models_access import Role
+from core.storage.database import Database
 
 TARGET_MS = 1000.0
 EMAIL = "bench@example.com"

@@ -21,8 +21,8 @@ from core.settings import PREFIX, Settings, WrongSettings, load
 if TYPE_CHECKING:
     from sqlmodel.ext.asyncio.session import AsyncSession
 
-    from core.database import Database
-    from core.sealing import Sealer
+    from core.secrets.sealing import Sealer
+    from core.storage.database import Database
 
 # Stand in for what a command does not use, or what `up` is about to make, so that the rest can be judged.
 STAND_INS = {DATABASE_URL: "postgresql://none", REDIS_URL: "unix:///none", SECRET_KEYS: "none"}
@@ -87,7 +87,7 @@ def settings(data_dir: Path, *, keys: bool = False, owner: bool = False) -> Sett
 
 def sealer(given: Settings) -> Sealer:
     """Raises `WrongSettings` when a secret key is none."""
-    from core.sealing import InvalidKey, Sealer
+    from core.secrets.sealing import InvalidKey, Sealer
 
     try:
         return Sealer(given.secret_keys)
@@ -113,7 +113,7 @@ def refuse_newer_keys(data_dir: Path) -> None:
 @asynccontextmanager
 async def session(given: Settings) -> AsyncIterator[AsyncSession]:
     """A session within one transaction, on a connection of its own."""
-    from core.database import Database
+    from core.storage.database import Database
 
     database = Database(given.database_url, pool_size=2, name="hookwright-cli")
     try:
@@ -144,7 +144,7 @@ def database_faults(url: str) -> Iterator[None]:
     import asyncpg
     from sqlalchemy.exc import DBAPIError
 
-    from core.database import is_unreachable
+    from core.storage.database import is_unreachable
 
     refusals = (
         asyncpg.InvalidAuthorizationSpecificationError,

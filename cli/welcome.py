@@ -11,7 +11,7 @@ from cli.invocation import our_command
 from cli.options import DEFAULT_DATA_DIR
 from cli.output import say
 from cli.supervisor.platform import DATABASE_URL
-from core import set_up_link
+from core.access import set_up_link
 from core.errors import HookwrightError
 
 logger = logging.getLogger("hookwright.supervisor")

@@ -1,9 +1,9 @@
 """Accepting events: match, store the event with its deliveries, and only then say yes.
 
 A request is one event or a batch of them, accepted whole or not at all. All requests that wait at the same moment
-share one transaction (`core.group_commit`), but for those whose matching takes long: they are stored apart, so that
-costly filters of one organization don't keep the others waiting. The answer leaves after the commit, and so does the
-hint to the workers, which may be lost: the sweep finds every committed delivery without it.
+share one transaction (`core.storage.group_commit`), but for those whose matching takes long: they are stored apart, so
+that costly filters of one organization don't keep the others waiting. The answer leaves after the commit, and so does
+the hint to the workers, which may be lost: the sweep finds every committed delivery without it.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from uuid import UUID
 import asyncpg
 import structlog
 
-from core import audit, idempotency, ids, partitions
-from core.database import Database, is_unreachable
+from core import audit, idempotency, ids
+from core.access.models import AuditEntry
 from core.errors import AuthenticationFailed, HookwrightError, NotFound, Unavailable
 from core.events import Accepted, NewEvent
-from core.group_commit import GroupCommit
 from core.hints import Hint
 from core.idempotency import IdempotentCall
-from core.matching import Matching, Slice, SubscriberCache, Subscribers
-from core.models_access import AuditEntry
+from core.matching.matcher import Matching, Slice, SubscriberCache, Subscribers
 from core.stats import Tally
+from core.storage import partitions
+from core.storage.database import Database, is_unreachable
+from core.storage.group_commit import GroupCommit
 
 COMPLAIN_EVERY_S = 1.0  # in the log, however many requests fail
 ACCEPT_TIMEOUT_S = 10.0  # then the caller gets 503; whether it was stored is told by its idempotency key

@@ -14,7 +14,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from core import ids, jsontext
-from core.models_access import AuditEntry
+from core.access.models import AuditEntry
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,12 +21,13 @@ import structlog
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from core import audit, ids, organizations, partitions, timestamps
+from core import audit, ids, organizations, timestamps
+from core.access.models import AuditEntry
 from core.audit import Actor
-from core.breakers import UNREACHABLE, Breakers
-from core.database import Database, driver_of, spares_others
+from core.limiting.breakers import UNREACHABLE, Breakers
 from core.models import Organization
-from core.models_access import AuditEntry
+from core.storage import partitions
+from core.storage.database import Database, driver_of, spares_others
 
 BATCH = 1_000  # rows a transaction deletes of a table at most
 WORK_S = 0.5  # of each call of `advance`

@@ -17,7 +17,7 @@ HookwrightError
 ├── RateLimitExceeded        the API key has used up its requests
 ├── Unavailable              a part that is needed does not answer; try again later
 │   └── CircuitBreakerOpen   the receiver fails, so nothing is sent to it for now
-├── SealError                a stored secret can't be opened (core.sealing); an operator's business, 500
+├── SealError                a stored secret can't be opened (core.secrets.sealing); an operator's business, 500
 ├── BlockedAddress           egress policy forbids an address (core.egress); becomes an attempt's error kind
 └── WrongSettings            a setting is missing, unknown or wrong (core.settings); stops the start
 ```

@@ -13,10 +13,10 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from core import ids
 from core.errors import Conflict, NotFound, ValidationFailed
-from core.lists import REACH, Walk
+from core.limiting.quotas import MAX_EVENT_TYPES, check_room
+from core.listing.lists import REACH, Walk
+from core.matching.patterns import PatternSet, validate_event_type
 from core.models import EventType, Subscription
-from core.patterns import PatternSet, validate_event_type
-from core.quotas import MAX_EVENT_TYPES, check_room
 from core.subscriptions import KEPT, check_metadata
 
 MAX_DESCRIPTION_CHARS = 1_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
-from core.breaker import Breaker, BreakerSettings, BreakerState
+from core.limiting.breaker import Breaker, BreakerSettings, BreakerState
 from core.models import SubscriptionStatus
 from core.stats import Figures
 

@@ -21,7 +21,7 @@ MAX_KEY_CHARS = 255
 
 
 class Seal(Protocol):
-    """What of `core.sealing.Sealer` is needed here."""
+    """What of `core.secrets.sealing.Sealer` is needed here."""
 
     def seal(self, plain: bytes, context: str) -> bytes: ...
     def open(self, blob: bytes, context: str) -> bytes: ...

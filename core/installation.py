@@ -12,11 +12,12 @@ from uuid import UUID
 
 from redis.exceptions import RedisError
 
-from core import checks, partitions, reseal
-from core.database import UNREACHABLE, Database
 from core.errors import HookwrightError
-from core.reseal import Survey
-from core.sealing import Sealer
+from core.secrets import reseal
+from core.secrets.reseal import Survey
+from core.secrets.sealing import Sealer
+from core.storage import checks, partitions
+from core.storage.database import UNREACHABLE, Database
 from core.workers import GONE_AFTER_S
 
 _AWAY: tuple[type[BaseException], ...] = (*UNREACHABLE, RedisError)

@@ -1,8 +1,8 @@
 """The tables. Migrations build the same schema step by step; a test holds the two equal.
 
 Events, deliveries and attempts are partitioned by the time inside their id, one partition a UTC day
-(`core.partitions`). They carry no foreign keys: the checks would cost more than the insert itself, and a partition
-could not be dropped alone. What they refer to is never deleted, only marked.
+(`core.storage.partitions`). They carry no foreign keys: the checks would cost more than the insert itself, and a
+partition could not be dropped alone. What they refer to is never deleted, only marked.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel
 
-from core.columns import id_, integer, json_, now, one_of, text_, texts, time_, uuid_
 from core.states import DeadReason, DiscardReason, PendingReason, State
+from core.storage.columns import id_, integer, json_, now, one_of, text_, texts, time_, uuid_
 
 DAILY = {"postgresql_partition_by": "RANGE (id)"}
 
@@ -90,7 +90,7 @@ class Organization(SQLModel, table=True):
 
 
 class RateTier(StrEnum):
-    """How many requests an API key may make (core.rate_limits)."""
+    """How many requests an API key may make (core.limiting.rate_limits)."""
 
     DEFAULT = "default"
     PREMIUM = "premium"
@@ -390,7 +390,7 @@ class DeliveryStats(SQLModel, table=True):
 
 class BreakerChange(SQLModel, table=True):
     """That a subscription's circuit breaker opened, half-opened or closed; when is in the id. History, which nothing
-    depends on: the breakers themselves are in Redis (`core.breakers`)."""
+    depends on: the breakers themselves are in Redis (`core.limiting.breakers`)."""
 
     __tablename__ = "breaker_changes"
     __table_args__ = (Index(None, "subscription_id", "id"), Index(None, "organization_id"))

@@ -14,7 +14,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from core import ids
 from core.errors import InvalidId, NotFound, ValidationFailed
-from core.lists import REACH, Walk
+from core.listing.lists import REACH, Walk
 from core.models import Organization
 
 MAX_NAME_CHARS = 200  # the table's CHECK says the same

@@ -21,9 +21,9 @@ from sqlmodel import select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from core import deliveries, ids
-from core.database import Database, spares_others
 from core.errors import NotFound
 from core.models import Event, UnfinishedRedaction
+from core.storage.database import Database, spares_others
 
 EMPTY = b"{}}"  # for `data`, which comes last, and the end of the body around it
 CLOCKS_DIFFER = timedelta(days=1)  # no attempt is older than its delivery, but by another machine's clock

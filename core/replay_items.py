@@ -10,8 +10,8 @@ from uuid import UUID
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from core import lists
-from core.lists import Page, Paging
+from core.listing import lists
+from core.listing.lists import Page, Paging
 from core.models import Delivery, ItemOutcome, ReplayItem
 
 

@@ -18,8 +18,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from core import ids, selection
+from core import ids
 from core.errors import ValidationFailed
+from core.listing import selection
 from core.models import (
     Delivery,
     ItemOutcome,

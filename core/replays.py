@@ -17,12 +17,13 @@ from sqlalchemy import Uuid, bindparam, func, insert
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from core import deliveries, ids, selection
-from core.database import Database, driver_of, spares_others
+from core import deliveries, ids
 from core.errors import Conflict, NotFound, ValidationFailed
 from core.hints import Hint
+from core.listing import selection
 from core.models import Delivery, Replay, ReplayAction, ReplayItem, ReplayStatus
 from core.replay_preview import COUNT_TIMEOUT_MS, MAX_SELECTION, UNFINISHED, Group, in_time, preview, until
+from core.storage.database import Database, driver_of, spares_others
 
 __all__ = [
     "COUNT_TIMEOUT_MS",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from core.errors import ValidationFailed
 from core.payloads import FORMATS, StoredEvent, render
-from core.signing import key_of, standard_signature
+from core.secrets.signing import key_of, standard_signature
 
 
 class SentBody(NamedTuple):

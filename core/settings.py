@@ -14,9 +14,10 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from core import rates, urls
+from core import urls
 from core.egress import EgressPolicy
 from core.errors import HookwrightError
+from core.limiting import rates
 
 PREFIX = "HOOKWRIGHT_"
 # Read by the command line's API client, not by the platform.

@@ -12,8 +12,8 @@ from uuid import UUID
 import structlog
 
 from core import deliveries, ids
-from core.database import Database, spares_others
 from core.models import SubscriptionStatus
+from core.storage.database import Database, spares_others
 
 log = structlog.get_logger(__name__)
 

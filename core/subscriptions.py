@@ -20,16 +20,18 @@ from sqlalchemy import Boolean, ColumnElement, literal_column, update
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from core import ids, jsontext, payloads, quotas, signing
-from core.breaker import BreakerSettings
+from core import ids, jsontext, payloads
 from core.egress import EgressPolicy, validate_headers
 from core.errors import Conflict, NotFound, ValidationFailed
-from core.filters import compile_filter
-from core.limits import Limits
+from core.limiting import quotas
+from core.limiting.breaker import BreakerSettings
+from core.limiting.limits import Limits
+from core.matching.filters import compile_filter
+from core.matching.patterns import validate_pattern
 from core.models import Organization, Subscription, SubscriptionSecret, SubscriptionStatus
-from core.patterns import validate_pattern
 from core.retry import RetryPolicy
-from core.sealing import Sealer
+from core.secrets import signing
+from core.secrets.sealing import Sealer
 
 MAX_PATTERNS = 100
 MAX_GRACE_S = 30 * 86_400

@@ -14,9 +14,9 @@ from typing import Any, Final
 from uuid import UUID
 
 from core import health, ids, stats
-from core.breaker import Breaker, BreakerSettings
 from core.failures import UNREACHED
 from core.health import HEALTHY_PERCENT, Health
+from core.limiting.breaker import Breaker, BreakerSettings
 from core.models import OFF_PATH, SubscriptionStatus
 from core.stats import Figures, Waiting
 

@@ -1,1 +1,1 @@
-"""Alembic migrations, applied by `hookwright migrate` (core.schema)."""
+"""Alembic migrations, applied by `hookwright migrate` (core.storage.schema)."""

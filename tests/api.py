@@ -13,7 +13,8 @@ import httpx
 from starlette.applications import Starlette
 
 from app import main as web
-from core import api_keys, ids, organizations, settings
+from core import ids, organizations, settings
+from core.access import api_keys
 from tests.platform import Platform, environment, platform
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")

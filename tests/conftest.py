@@ -9,8 +9,8 @@ import pytest
 import redis
 
 from cli.embedded.postgres import ROLE
-from core import schema
-from core.database import Database
+from core.storage import schema
+from core.storage.database import Database
 from tests.services import Services
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from cli.process import PR_SET_PDEATHSIG, Command, Process, open_log
 
-LOADED = ["cli.main", "app.main", "worker.main", "core.schema", "tests.forks"]
+LOADED = ["cli.main", "app.main", "worker.main", "core.storage.schema", "tests.forks"]
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(LOADED)

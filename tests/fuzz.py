@@ -24,8 +24,8 @@ from schemathesis import Case, GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
 
 from app.routes import API
-from core import schema
-from core.database import Database
+from core.storage import schema
+from core.storage.database import Database
 from tests import strange
 from tests.api import SUBSCRIPTIONS, URL
 from tests.openapi import DOCUMENT, Answers

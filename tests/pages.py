@@ -12,10 +12,11 @@ from uuid import UUID
 import httpx
 from starlette.applications import Starlette
 
-from core import ids, passwords, users
+from core import ids
+from core.access import passwords, users
+from core.access.models import Role
 from core.audit import COMMAND_LINE
-from core.database import Database
-from core.models_access import Role
+from core.storage.database import Database
 from tests.platform import Platform
 
 ORIGIN = "http://127.0.0.1:8000"  # the default public URL

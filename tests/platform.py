@@ -15,8 +15,9 @@ from starlette.applications import Starlette
 
 from app import main as web
 from app.services import Services
-from core import api_keys, ids, organizations, settings
-from core.database import Database
+from core import ids, organizations, settings
+from core.access import api_keys
+from core.storage.database import Database
 from worker import main as worker
 from worker.engine import Engine
 

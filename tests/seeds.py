@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 from core import deliveries, ids
-from core.database import Database
 from core.deliveries import Claimed, Finish, Tried, Verdict
 from core.states import DeadReason, DiscardReason, PendingReason, State
+from core.storage.database import Database
 
 MARGIN_S = 10.0
 TIMEOUT_S = 15.0

@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Callable
 from uuid import UUID
 
-from core import breaker_changes, ids
-from core.breaker import Breaker
-from core.breaker_changes import Change
-from core.database import Database
+from core import ids
+from core.limiting import breaker_changes
+from core.limiting.breaker import Breaker
+from core.limiting.breaker_changes import Change
+from core.storage.database import Database
 
 BURST = 4
 EVERY_S = 15.0

@@ -13,8 +13,8 @@ from uuid import UUID
 
 import structlog
 
-from core.breaker import BLANK, Breaker, BreakerSettings, BreakerState
-from core.breakers import UNREACHABLE, Breakers
+from core.limiting.breaker import BLANK, Breaker, BreakerSettings, BreakerState
+from core.limiting.breakers import UNREACHABLE, Breakers
 
 SYNC_S = 0.5
 MAX_OUTCOMES = 200  # of one subscription that are kept while Redis is away

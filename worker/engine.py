@@ -20,14 +20,14 @@ from uuid import UUID
 import structlog
 
 from core import deliveries, events
-from core.breakers import Breakers
-from core.database import Database
 from core.deliveries import Choice, Claimed, Due, Finish, Park, Verdict
 from core.failures import ErrorKind
 from core.hints import Hint
+from core.limiting.breakers import Breakers
 from core.models import SubscriptionStatus
 from core.payloads import StoredEvent
 from core.states import DiscardReason, PendingReason, State
+from core.storage.database import Database
 from worker import room
 from worker.breaker_changes import BreakerChanges
 from worker.gates import Gate

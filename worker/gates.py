@@ -17,8 +17,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from uuid import UUID
 
-from core.breaker import BreakerSettings, BreakerState
-from core.limits import Limits
+from core.limiting.breaker import BreakerSettings, BreakerState
+from core.limiting.limits import Limits
 
 FIRST_WINDOW = 2
 RAMP_START = 2  # what an endpoint may have under way in an outage and right after it; then it doubles each second

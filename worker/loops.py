@@ -9,20 +9,13 @@ from uuid import UUID
 
 import structlog
 
-from core import (
-    breaker_changes,
-    erasure,
-    expired_secrets,
-    idempotency,
-    partitions,
-    redaction,
-    replays,
-    settling,
-    sign_in,
-    stats,
-)
-from core.breakers import UNREACHABLE, Breakers
-from core.database import Database, is_unreachable
+from core import erasure, idempotency, redaction, replays, settling, stats
+from core.access import sign_in
+from core.limiting import breaker_changes
+from core.limiting.breakers import UNREACHABLE, Breakers
+from core.secrets import expired_secrets
+from core.storage import partitions
+from core.storage.database import Database, is_unreachable
 from worker.engine import Engine
 
 log = structlog.get_logger(__name__)

@@ -19,11 +19,11 @@ from arq.worker import func
 from redis.exceptions import RedisError
 
 from core import hints
-from core.breakers import Breakers
-from core.database import Database, is_unreachable
 from core.egress import EgressPolicy
-from core.sealing import Sealer
+from core.limiting.breakers import Breakers
+from core.secrets.sealing import Sealer
 from core.settings import Settings
+from core.storage.database import Database, is_unreachable
 from worker import loops
 from worker.circuits import SYNC_S
 from worker.engine import Engine

@@ -13,15 +13,15 @@ from uuid import UUID
 import structlog
 
 from core import subscriptions
-from core.breaker import BreakerSettings
-from core.database import Database
 from core.egress import EgressPolicy, Target
 from core.errors import ForbiddenUrl, HookwrightError
-from core.limits import Limits
+from core.limiting.breaker import BreakerSettings
+from core.limiting.limits import Limits
 from core.payloads import FORMATS
 from core.retry import RetryPolicy
-from core.sealing import Sealer
-from core.signing import MOST_SECRETS, Signer
+from core.secrets.sealing import Sealer
+from core.secrets.signing import MOST_SECRETS, Signer
+from core.storage.database import Database
 from worker.transport import header_lines
 
 log = structlog.get_logger(__name__)

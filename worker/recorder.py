@@ -9,10 +9,10 @@ from dataclasses import replace
 import structlog
 
 from core import deliveries
-from core.database import CONTENTION, Database, is_unreachable
 from core.deliveries import Finish
-from core.group_commit import GroupCommit
 from core.stats import Tally
+from core.storage.database import CONTENTION, Database, is_unreachable
+from core.storage.group_commit import GroupCommit
 
 MAX_RECORD = 500  # outcomes one transaction records
 RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0)  # then every 2 s

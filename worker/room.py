@@ -11,8 +11,8 @@ from itertools import islice, zip_longest
 from uuid import UUID
 
 from core import deliveries
-from core.breaker import BreakerState
 from core.deliveries import Choice, Due, Park, ParkedRoom
+from core.limiting.breaker import BreakerState
 from core.states import PendingReason
 from worker.circuits import Circuits
 from worker.gates import Gate, Gates, Share

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from app import views
 from app.caller import Caller
-from core import api_keys
+from core.access import api_keys
 from core.models import ApiKey, RateTier
 
 

@@ -9,13 +9,14 @@ from uuid import UUID
 import structlog
 
 from app.caller import Caller
-from core import breaker_changes, ids, subscriptions
-from core.breaker import Breaker, BreakerSettings, BreakerState
-from core.breaker_changes import Change
-from core.breakers import UNREACHABLE
-from core.database import driver_of
+from core import ids, subscriptions
 from core.errors import CircuitBreakerOpen, Unavailable
+from core.limiting import breaker_changes
+from core.limiting.breaker import Breaker, BreakerSettings, BreakerState
+from core.limiting.breaker_changes import Change
+from core.limiting.breakers import UNREACHABLE
 from core.models import Subscription
+from core.storage.database import driver_of
 
 log = structlog.get_logger(__name__)
 

@@ -9,10 +9,11 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app import views
 from app.caller import Caller
-from core import deliveries, delivery_lists, replays
-from core.database import driver_of
+from core import deliveries, replays
 from core.hints import Hint
+from core.listing import delivery_lists
 from core.models import Delivery, Replay
+from core.storage.database import driver_of
 
 
 async def replay(caller: Caller, organization_id: UUID, delivery_id: UUID) -> tuple[Delivery, Replay]:

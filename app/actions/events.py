@@ -8,12 +8,13 @@ from uuid import UUID
 
 from app import views
 from app.caller import Caller
-from core import audit, event_lists, events, idempotency, ids, redaction, subscriptions
+from core import audit, events, idempotency, ids, redaction, subscriptions
 from core.acceptance import Answer, Request
-from core.database import driver_of
 from core.errors import Conflict, HookwrightError, PayloadTooLarge
 from core.idempotency import IdempotentCall
+from core.listing import event_lists
 from core.models import Event, SubscriptionStatus
+from core.storage.database import driver_of
 
 
 async def redact(caller: Caller, organization_id: UUID, event_id: UUID) -> Event:

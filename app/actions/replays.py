@@ -13,8 +13,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app import views
 from app.caller import Caller
 from core import replays
-from core.breaker import BreakerSettings, BreakerState
-from core.breakers import UNREACHABLE
+from core.limiting.breaker import BreakerSettings, BreakerState
+from core.limiting.breakers import UNREACHABLE
 from core.models import Replay, ReplayAction
 from core.replay_preview import Group, Prepared, Preview
 

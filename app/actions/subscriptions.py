@@ -12,13 +12,15 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app import views
 from app.actions import breakers
 from app.caller import Caller
-from core import audit, breaker_changes, catch_up, events, ids, settling, subscriptions
+from core import audit, events, ids, settling, subscriptions
 from core.acceptance import Answer, Request
-from core.database import driver_of
 from core.errors import Conflict
 from core.events import Accepted
 from core.idempotency import IdempotentCall
+from core.limiting import breaker_changes
+from core.matching import catch_up
 from core.models import Subscription, SubscriptionSecret, SubscriptionStatus
+from core.storage.database import driver_of
 
 
 def shown(caller: Caller, subscription: Subscription) -> dict[str, Any]:
@@ -146,7 +148,7 @@ async def resume(
 ) -> tuple[Subscription, int]:
     """Sends what was held, and with `sync_from` what it missed since then. Returns how many deliveries that made.
 
-    Raises as `core.catch_up.create_missed` does."""
+    Raises as `core.matching.catch_up.create_missed` does."""
     missed: Sequence[UUID] = ()
     async with caller.transaction() as session:
         subscription = await _locked(caller, session, organization_id, subscription_id)

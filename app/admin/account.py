@@ -5,9 +5,10 @@ from __future__ import annotations
 from starlette.responses import Response
 
 from app.admin.visit import Visit
-from core import audit, ids, password_choice, sessions, users
+from core import audit, ids
+from core.access import password_choice, sessions, users
+from core.access.sign_in import SignInThrottled
 from core.errors import ValidationFailed
-from core.sign_in import SignInThrottled
 
 
 async def show(visit: Visit) -> Response:

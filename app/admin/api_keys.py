@@ -11,9 +11,10 @@ from app.actions import api_keys as acts
 from app.admin import delivery_filters
 from app.admin.lists import Filter, PageQuery
 from app.admin.visit import Visit
-from core import api_keys, ids, organizations
+from core import ids, organizations
+from core.access import api_keys
 from core.errors import Conflict, InvalidId, NotFound, ValidationFailed
-from core.lists import Walk
+from core.listing.lists import Walk
 from core.models import ApiKey, RateTier
 
 # What each scope lets a program do. Those that a partner's key needs stand first.

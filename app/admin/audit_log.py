@@ -14,10 +14,11 @@ from app.admin import changes, delivery_filters, links
 from app.admin.lists import Filter, PageQuery
 from app.admin.visit import Visit
 from app.api import audit_log
-from core import audit, ids, organizations, users
+from core import audit, ids, organizations
+from core.access import users
+from core.access.models import AuditEntry
 from core.errors import NotFound
-from core.lists import Walk
-from core.models_access import AuditEntry
+from core.listing.lists import Walk
 
 FILTERS = (
     Filter.text("actor", "Who", hint="An email, usr_…, key_…"),

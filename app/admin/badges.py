@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
-from core.breaker import BreakerState
 from core.failures import ErrorKind
 from core.health import Health
+from core.limiting.breaker import BreakerState
 from core.models import ItemOutcome, ReplayStatus, SubscriptionStatus
 from core.states import DeadReason, DiscardReason, PendingReason, State
 

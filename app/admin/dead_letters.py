@@ -12,12 +12,13 @@ from app.admin import delivery_filters
 from app.admin.explanations import Explanation, explain
 from app.admin.lists import Filter, PageQuery
 from app.admin.visit import Visit
-from core import dead_letters, ids, labels
-from core.dead_letters import Group, Groups, TooMany
+from core import ids
 from core.errors import NotFound, ValidationFailed
 from core.failures import ErrorKind
-from core.labels import Target
-from core.selection import NO_ERROR
+from core.listing import dead_letters, labels
+from core.listing.dead_letters import Group, Groups, TooMany
+from core.listing.labels import Target
+from core.listing.selection import NO_ERROR
 
 UNTRIED = Explanation(
     "They were given up without an attempt",

@@ -12,8 +12,9 @@ from app.actions import deliveries as actions
 from app.admin import attempts, delivery_filters, delivery_words, explanations
 from app.admin.lists import PageQuery
 from app.admin.visit import Visit
-from core import delivery_lists, event_lists, ids, labels, lists, organizations
+from core import ids, organizations
 from core.errors import Conflict, NotFound
+from core.listing import delivery_lists, event_lists, labels, lists
 from core.models import Attempt, Delivery, Event, Subscription, SubscriptionStatus
 from core.retry import RetryPolicy
 from core.states import TRANSITIONS, State

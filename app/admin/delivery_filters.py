@@ -9,9 +9,10 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.admin import badges
 from app.admin.lists import Filter
-from core import ids, organizations, selection
-from core.delivery_lists import Deliveries
+from core import ids, organizations
 from core.failures import ErrorKind
+from core.listing import selection
+from core.listing.delivery_lists import Deliveries
 from core.models import ItemOutcome
 from core.states import State
 

@@ -15,7 +15,7 @@ from app.admin.lists import Filter, PageQuery
 from app.admin.visit import Visit
 from core import event_types, ids, jsontext, organizations
 from core.errors import Conflict, InvalidId, NotFound, ValidationFailed
-from core.lists import Walk
+from core.listing.lists import Walk
 from core.models import EventType
 
 FILTERS = (Filter.text("text", "Name"), delivery_filters.ORGANIZATION)

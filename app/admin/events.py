@@ -13,9 +13,10 @@ from app.actions import events as actions
 from app.admin import attempts, contents, delivery_filters, differences, json_text
 from app.admin.lists import Filter, PageQuery
 from app.admin.visit import Visit
-from core import delivery_lists, event_lists, idempotency, ids, jsontext, labels, lists, organizations
+from core import idempotency, ids, jsontext, organizations
 from core.errors import Conflict, HookwrightError, NotFound, Unavailable, ValidationFailed
-from core.event_lists import Events
+from core.listing import delivery_lists, event_lists, labels, lists
+from core.listing.event_lists import Events
 from core.models import Event
 from core.states import State
 

@@ -13,7 +13,9 @@ from starlette.types import Receive, Scope, Send
 from app.admin import forms
 from app.admin.visit import Visit
 from app.api import calls
-from core import users
+from core.access import users
+from core.access.models import Role
+from core.access.sign_in import SignInThrottled
 from core.errors import (
     AuthenticationFailed,
     HookwrightError,
@@ -22,8 +24,6 @@ from core.errors import (
     Unavailable,
     ValidationFailed,
 )
-from core.models_access import Role
-from core.sign_in import SignInThrottled
 
 Handler = Callable[[Visit], Awaitable[Response]]
 

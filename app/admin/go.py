@@ -8,9 +8,11 @@ from starlette.responses import Response
 
 from app.admin import links
 from app.admin.visit import Visit
-from core import api_keys, ids, search
-from core.models_access import Role
-from core.search import Hit
+from core import ids
+from core.access import api_keys
+from core.access.models import Role
+from core.listing import search
+from core.listing.search import Hit
 
 _PREFIXES = {
     search.EVENT: ids.EVENT,

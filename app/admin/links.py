@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 from urllib.parse import quote, urlencode
 
-from core import ids, users
+from core import ids
+from core.access import users
+from core.access.models import Role
 from core.errors import InvalidId
-from core.models_access import Role
 
 
 class _Place(NamedTuple):

@@ -30,8 +30,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.admin.visit import Visit
 from core import ids, timestamps
 from core.errors import InvalidId, ValidationFailed
-from core.lists import Page, Paging
-from core.selection import moment
+from core.listing.lists import Page, Paging
+from core.listing.selection import moment
 
 SIZE = 50  # rows a page
 MAX_TEXT = 500  # characters of a filter

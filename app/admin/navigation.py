@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
-from core.models_access import Role
+from core.access.models import Role
 
 LABELS = {
     "/": "Overview",

@@ -13,11 +13,11 @@ from app.admin.lists import Filter, PageQuery
 from app.admin.visit import Visit
 from app.api.audit_log import walk as audit_walk
 from core import erasure, ids, organizations, stats
-from core.database import driver_of
+from core.access.models import Role
 from core.errors import Conflict, NotFound, ValidationFailed
-from core.lists import Paging
+from core.listing.lists import Paging
 from core.models import Organization
-from core.models_access import Role
+from core.storage.database import driver_of
 
 FILTERS = (Filter.text("text", "Name or id"),)
 LATEST = 5  # entries of the audit log

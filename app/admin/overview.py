@@ -20,13 +20,14 @@ from starlette.responses import Response
 from app.admin import charts, start
 from app.admin.explanations import explain
 from app.admin.visit import Visit
-from core import ids, labels, organizations, stats, unwell, workers
-from core.breaker import Breaker
-from core.breakers import UNREACHABLE
+from core import ids, organizations, stats, unwell, workers
+from core.access.models import Role
 from core.errors import InvalidId, NotFound
 from core.health import Health
+from core.limiting.breaker import Breaker
+from core.limiting.breakers import UNREACHABLE
+from core.listing import labels
 from core.models import Organization
-from core.models_access import Role
 from core.stats import INSTALLATION, History, Queue, Span
 from core.unwell import Judged, Reach, Unwell
 

@@ -16,8 +16,9 @@ from app.admin.delivery_filters import FILTERS
 from app.admin.forms import Form
 from app.admin.lists import PageQuery
 from app.admin.visit import Visit
-from core import ids, jsontext, labels, replays, selection, timestamps
+from core import ids, jsontext, replays, timestamps
 from core.errors import HookwrightError, ValidationFailed
+from core.listing import labels, selection
 from core.models import ReplayAction, ReplayStatus
 from core.replay_preview import Prepared, SkipReason
 from core.states import State

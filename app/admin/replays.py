@@ -16,9 +16,10 @@ from app.admin import delivery_filters, replay_forms
 from app.admin.lists import Filter, PageQuery
 from app.admin.replay_forms import Asked
 from app.admin.visit import Visit
-from core import ids, labels, lists, replay_items, replays
+from core import ids, replay_items, replays
 from core.errors import Conflict, HookwrightError, ValidationFailed
-from core.lists import Page, Paging, Walk
+from core.listing import labels, lists
+from core.listing.lists import Page, Paging, Walk
 from core.models import ItemOutcome, Replay, ReplayAction, ReplayStatus
 from core.replay_preview import UNFINISHED, duration_s
 from core.replays import CountChanged

@@ -10,9 +10,9 @@ from __future__ import annotations
 from starlette.responses import Response
 
 from app.admin.visit import Visit
-from core import password_choice
+from core.access import password_choice
+from core.access.models import User
 from core.errors import ValidationFailed
-from core.models_access import User
 
 
 async def show(visit: Visit) -> Response:

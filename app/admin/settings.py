@@ -9,9 +9,10 @@ from starlette.responses import Response
 
 from app.admin.api_keys import allowance
 from app.admin.visit import Visit
-from core import ids, installation, rate_limits, urls
+from core import ids, installation, urls
+from core.limiting import rate_limits
 from core.models import RateTier
-from core.reseal import Survey
+from core.secrets.reseal import Survey
 from core.settings import PREFIX, Settings
 
 # As docs/configuration.md has them, in its order.

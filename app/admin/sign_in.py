@@ -8,9 +8,9 @@ from starlette.responses import Response
 
 from app.admin import cookies, single_sign_on
 from app.admin.visit import Visit, local_path
-from core import sign_in, users
+from core.access import sign_in, users
+from core.access.sign_in import SignInFailed, SignInThrottled
 from core.errors import NotFound
-from core.sign_in import SignInFailed, SignInThrottled
 
 
 async def show(visit: Visit) -> Response:

@@ -9,9 +9,9 @@ from starlette.responses import RedirectResponse, Response
 
 from app.admin import cookies
 from app.admin.visit import Visit, local_path
-from core import oidc_sign_in
+from core.access import oidc_sign_in
+from core.access.oidc import OidcFailed, Provider
 from core.errors import NotFound, ValidationFailed
-from core.oidc import OidcFailed, Provider
 
 PATH, CALLBACK_PATH = "/sign-in/sso", "/sign-in/sso/callback"
 

@@ -14,13 +14,15 @@ from app.admin.delivery_filters import MAX_OPTIONS
 from app.admin.subscription_form import Faults, Filled
 from app.admin.subscriptions import find, path_of, show_secrets
 from app.admin.visit import Visit
-from core import ids, organizations, payloads, signing, subscription_checks, subscriptions
-from core.breaker import BreakerSettings
+from core import ids, organizations, payloads, subscriptions
 from core.errors import Conflict, InvalidId, Unavailable, ValidationFailed
-from core.limits import Limits
+from core.limiting.breaker import BreakerSettings
+from core.limiting.limits import Limits
+from core.matching import subscription_checks
+from core.matching.subscription_checks import Checked, Outcome
 from core.models import Organization, Subscription
 from core.retry import STRATEGIES
-from core.subscription_checks import Checked, Outcome
+from core.secrets import signing
 
 CHANGED = (
     "Somebody changed it meanwhile. What they changed and you did not is taken over; where both did, theirs stands"

@@ -17,9 +17,9 @@ from typing import Any, Final
 
 from app.admin.forms import Form
 from core import jsontext
-from core.breaker import BOUNDS as BREAKER_BOUNDS
 from core.errors import ValidationFailed
-from core.limits import BOUNDS as LIMITS
+from core.limiting.breaker import BOUNDS as BREAKER_BOUNDS
+from core.limiting.limits import BOUNDS as LIMITS
 from core.models import Subscription
 from core.numbers import Bounds
 from core.retry import RetryPolicy

@@ -18,14 +18,16 @@ from app.admin import charts, delivery_filters
 from app.admin import subscription_words as words
 from app.admin.lists import Filter, PageQuery, time_of
 from app.admin.visit import Visit
-from core import audit, breaker_changes, health, ids, jsontext, names, stats, subscription_list, subscriptions
-from core.breaker import Breaker, BreakerSettings, BreakerState
-from core.breakers import UNREACHABLE
+from core import audit, health, ids, jsontext, names, stats, subscriptions
 from core.errors import CircuitBreakerOpen, Conflict, InvalidId, Unavailable, ValidationFailed
-from core.limits import Limits
-from core.lists import Walk
+from core.limiting import breaker_changes
+from core.limiting.breaker import Breaker, BreakerSettings, BreakerState
+from core.limiting.breakers import UNREACHABLE
+from core.limiting.limits import Limits
+from core.listing import subscription_list
+from core.listing.lists import Walk
+from core.matching.patterns import validate_event_type
 from core.models import Subscription, SubscriptionSecret, SubscriptionStatus
-from core.patterns import validate_event_type
 from core.retry import RetryPolicy
 from core.states import State
 

@@ -6,9 +6,10 @@ from starlette.responses import Response
 
 from app.admin.lists import Filter, PageQuery
 from app.admin.visit import Visit
-from core import ids, sessions, set_up_link, users
+from core import ids
+from core.access import sessions, set_up_link, users
+from core.access.models import Role, User
 from core.errors import Conflict, ValidationFailed
-from core.models_access import Role, User
 
 ROLES = {
     Role.VIEWER: "sees everything but secrets",

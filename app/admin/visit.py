@@ -24,11 +24,12 @@ from app.admin.navigation import Entry
 from app.api import calls
 from app.caller import Work, finish
 from app.services import Services
-from core import audit, ids, sessions, timestamps, users
+from core import audit, ids, timestamps
+from core.access import sessions, users
+from core.access.models import Role, User, UserSession
+from core.access.sign_in import Browser, SignedIn
 from core.audit import Actor
 from core.errors import Conflict, InvalidId, NotFound
-from core.models_access import Role, User, UserSession
-from core.sign_in import Browser, SignedIn
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parents[2] / "templates"),

@@ -9,13 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from app.api import fields
 from core import ids
-from core.breaker import BreakerState
 from core.failures import ErrorKind
 from core.health import Health
+from core.limiting.breaker import BreakerState
+from core.matching.subscription_checks import Outcome
 from core.models import ItemOutcome, RateTier, ReplayAction, ReplayStatus, SubscriptionStatus
 from core.replay_preview import SkipReason
 from core.states import State
-from core.subscription_checks import Outcome
 
 Time = Annotated[str, WithJsonSchema(fields.TIME)]
 EventId = Annotated[str, WithJsonSchema(fields.id_of(ids.EVENT))]

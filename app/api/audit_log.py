@@ -15,12 +15,13 @@ from app.api import answers, authentication, lists
 from app.api.calls import Call
 from app.api.lists import ListQuery
 from app.api.replies import Lines, Reply
-from core import ids, jsontext, organizations, selection
-from core import lists as core_lists
-from core.database import Database
+from core import ids, jsontext, organizations
+from core.access.models import AuditEntry
 from core.errors import ValidationFailed
-from core.lists import Walk
-from core.models_access import AuditEntry
+from core.listing import lists as core_lists
+from core.listing import selection
+from core.listing.lists import Walk
+from core.storage.database import Database
 
 EXPORT_PAGE = 500  # entries in memory at once
 _FILTERS: Mapping[str, Callable[[str], ColumnElement[bool]]] = {

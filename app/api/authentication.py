@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from app.services import Services
-from core import api_keys, ids
-from core.api_keys import Credential
+from core import ids
+from core.access import api_keys
+from core.access.api_keys import Credential
 from core.errors import AuthenticationFailed, InvalidId, NotFound, PermissionDenied, ValidationFailed
 
 CACHE_S = 5.0

@@ -23,9 +23,8 @@ from app.api.replies import Lines, Reply
 from app.caller import Work, finish
 from app.services import Services
 from core import audit, idempotency, ids, organizations, timestamps
-from core.api_keys import Credential
+from core.access.api_keys import Credential
 from core.audit import Actor
-from core.database import driver_of, is_unreachable
 from core.errors import (
     Conflict,
     HookwrightError,
@@ -37,7 +36,8 @@ from core.errors import (
     quoted,
 )
 from core.idempotency import IdempotentCall
-from core.rate_limits import INGEST, Verdict
+from core.limiting.rate_limits import INGEST, Verdict
+from core.storage.database import driver_of, is_unreachable
 
 log = structlog.get_logger(__name__)
 

@@ -13,7 +13,7 @@ from app.api.fields import Schema
 from app.api.inputs import Input
 from core import errors, ids
 from core.idempotency import MAX_KEY_CHARS
-from core.lists import MAX_COUNTED
+from core.listing.lists import MAX_COUNTED
 
 SCHEMAS = "#/components/schemas/"
 

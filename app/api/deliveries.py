@@ -14,9 +14,10 @@ from app.api.calls import Call
 from app.api.inputs import Nothing
 from app.api.lists import ListQuery
 from app.api.replies import Reply
-from core import delivery_lists, ids, selection
-from core.api_keys import EVENTS_READ
+from core import ids
+from core.access.api_keys import EVENTS_READ
 from core.errors import ValidationFailed
+from core.listing import delivery_lists, selection
 
 # The latest attempts of a delivery that are shown: of one alone, and of each in a list. A retry policy makes at most
 # 100 a series, the default one 10.

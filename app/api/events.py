@@ -14,11 +14,12 @@ from app.api.calls import Call, repeated
 from app.api.fields import MAX_BATCH, MAX_EXTERNAL_ID_CHARS
 from app.api.inputs import BatchIn, CopyIn, EventIn, Nothing
 from app.api.replies import Reply
-from core import event_lists, events, ids
+from core import events, ids
 from core.acceptance import Answer, Request
 from core.errors import PayloadTooLarge, ValidationFailed
 from core.events import Accepted, NewEvent
-from core.patterns import validate_event_type
+from core.listing import event_lists
+from core.matching.patterns import validate_event_type
 from core.subscriptions import check_label, check_metadata
 
 

@@ -8,13 +8,17 @@ from typing import Annotated, Any
 
 from pydantic import WithJsonSchema
 
-from core import api_keys, breaker, egress, ids, limits, organizations, patterns, payloads, replays, retry, signing
-from core import filters as conditions
+from core import egress, ids, organizations, payloads, replays, retry
 from core import subscriptions as rules
+from core.access import api_keys
 from core.failures import ErrorKind
+from core.limiting import breaker, limits
+from core.listing.selection import MAX_IDS, NO_ERROR, REASONS
+from core.matching import filters as conditions
+from core.matching import patterns
 from core.models import ItemOutcome, RateTier
 from core.numbers import Bounds
-from core.selection import MAX_IDS, NO_ERROR, REASONS
+from core.secrets import signing
 from core.states import State
 
 Schema = dict[str, Any]

@@ -17,8 +17,8 @@ from pydantic import (
 
 from app.api import fields
 from core.errors import ValidationFailed
+from core.listing.selection import moment
 from core.models import RateTier
-from core.selection import moment
 
 Time = Annotated[datetime, BeforeValidator(moment)]
 

@@ -1,6 +1,7 @@
 """Lists: filters, order, paging by key or by number, and a choice of fields, the same for every noun.
 
-A page whose search was bounded (`core.lists`) says up to when it has searched, and its `nextCursor` goes on from there.
+A page whose search was bounded (`core.listing.lists`) says up to when it has searched, and its `nextCursor` goes on
+from there.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from starlette.requests import Request
 from app.api.answers import Answer
 from app.api.replies import Reply
 from core import ids, timestamps
-from core import lists as core_lists
 from core.errors import ValidationFailed, quoted
-from core.lists import Conditions, Page, Paging, Walk
+from core.listing import lists as core_lists
+from core.listing.lists import Conditions, Page, Paging, Walk
 
 DEFAULT_LIMIT, MAX_LIMIT = 25, 200
 MAX_PARAMETERS = 50

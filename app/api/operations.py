@@ -13,8 +13,8 @@ from app.api.answers import Answer
 from app.api.fields import Schema
 from app.api.inputs import Input
 from core.failures import ErrorKind
+from core.listing.selection import NO_ERROR, REASONS
 from core.models import ItemOutcome, ReplayStatus, SubscriptionStatus
-from core.selection import NO_ERROR, REASONS
 from core.states import State
 
 

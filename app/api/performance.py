@@ -10,7 +10,7 @@ from app.actions import breakers
 from app.api.calls import Call
 from app.api.replies import Reply
 from core import health, ids, stats, subscriptions
-from core.breaker import BreakerSettings
+from core.limiting.breaker import BreakerSettings
 from core.states import State
 
 DAY = timedelta(hours=24)

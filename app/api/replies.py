@@ -13,7 +13,7 @@ from starlette.responses import Response, StreamingResponse
 
 from core import jsontext, timestamps
 from core.errors import AuthenticationFailed, HookwrightError, RateLimitExceeded, Unavailable
-from core.rate_limits import Verdict
+from core.limiting.rate_limits import Verdict
 
 
 class Reply(NamedTuple):

@@ -14,12 +14,13 @@ from app.api import deliveries as delivery_api
 from app.api.calls import Call, repeated
 from app.api.inputs import RESETTABLE, CheckIn, Nothing, ResumeIn, RotateIn, SubscriptionIn, SubscriptionPatch, TestIn
 from app.api.replies import Reply
-from core import idempotency, ids, organizations, signing, subscriptions
-from core.database import driver_of
+from core import idempotency, ids, organizations, subscriptions
 from core.errors import HookwrightError, ValidationFailed
 from core.idempotency import FirstAnswer
+from core.matching.patterns import validate_event_type
 from core.models import Subscription, SubscriptionStatus
-from core.patterns import validate_event_type
+from core.secrets import signing
+from core.storage.database import driver_of
 
 
 def _reply(call: Call, subscription: Subscription, message: str, status: int = 200) -> Reply:

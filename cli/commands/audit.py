@@ -32,7 +32,7 @@ def export(
     from app.api import audit_log
     from app.api.lists import ListQuery
     from core import ids
-    from core.database import Database
+    from core.storage.database import Database
 
     filters = {} if since is None else {"created_after": since}
     chosen = audit_log.walk(None if org is None else ids.parse(ids.ORGANIZATION, org), filters)

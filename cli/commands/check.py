@@ -55,8 +55,8 @@ async def _try(look: Callable[[Settings], Awaitable[str]], settings: Settings) -
 
 
 async def look_at_postgresql(settings: Settings) -> str:
-    from core import checks
-    from core.database import driver_of
+    from core.storage import checks
+    from core.storage.database import driver_of
 
     async with target.session(settings) as session:
         found = await checks.look_at_postgresql(await driver_of(session))
@@ -64,8 +64,8 @@ async def look_at_postgresql(settings: Settings) -> str:
 
 
 async def look_at_schema(settings: Settings) -> str:
-    from core import checks
-    from core.database import Database
+    from core.storage import checks
+    from core.storage.database import Database
 
     database = Database(settings.database_url, pool_size=2, name="hookwright-check")
     try:
@@ -76,8 +76,8 @@ async def look_at_schema(settings: Settings) -> str:
 
 
 async def look_at_roles(settings: Settings) -> str:
-    from core import checks
-    from core.database import driver_of
+    from core.storage import checks
+    from core.storage.database import driver_of
 
     async with target.session(settings) as session:
         driver = await driver_of(session)
@@ -89,8 +89,9 @@ async def look_at_roles(settings: Settings) -> str:
 async def look_at_redis(settings: Settings) -> str:
     from redis.exceptions import RedisError
 
-    from core import checks, hints
-    from core.checks import Fault
+    from core import hints
+    from core.storage import checks
+    from core.storage.checks import Fault
 
     redis = hints.connect(settings.redis_url, max_connections=2)
     try:
@@ -115,7 +116,7 @@ async def look_at_client_certificate(settings: Settings) -> str:
 
 
 def _read(setting: str, shown: str, fine: str, *files: str | None) -> str:
-    from core.checks import Fault
+    from core.storage.checks import Fault
     from worker.connector import tls_context
 
     try:
@@ -126,7 +127,7 @@ def _read(setting: str, shown: str, fine: str, *files: str | None) -> str:
 
 
 async def look_at_proxy(settings: Settings) -> str:
-    from core.checks import Fault
+    from core.storage.checks import Fault
     from worker.proxy import Proxy
     from worker.send_errors import ProxyFailed
 

@@ -33,7 +33,8 @@ def create(
     target.refuse_newer_keys(data_dir)
     sealer = target.sealer(settings)
     from app import views  # the same JSON as the API's
-    from core import api_keys, audit, organizations
+    from core import audit, organizations
+    from core.access import api_keys
 
     async def run() -> dict[str, Any]:
         async with target.session(settings) as session:
@@ -88,7 +89,8 @@ def revoke(
     """End an API key at once."""
     settings = target.settings(data_dir)
     from app import views
-    from core import api_keys, audit, ids
+    from core import audit, ids
+    from core.access import api_keys
 
     wanted = ids.parse(ids.API_KEY, key_id)
 

@@ -16,7 +16,7 @@ from cli.supervisor.platform import SECRET_KEYS
 from core.settings import Settings
 
 if TYPE_CHECKING:
-    from core.reseal import Survey
+    from core.secrets.reseal import Survey
 
 app = typer.Typer(help="Secret keys: which are in use, and rotating them.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -63,7 +63,7 @@ def _make_key(data_dir: Path) -> None:
         say(f"A new key is the first in {secret_keys_file(data_dir)} now. Keep a copy of that file.")
         say("Restart `hookwright up`, then run: hookwright keys rotate")
         return
-    from core.sealing import generate_key
+    from core.secrets.sealing import generate_key
 
     say(f"Put this key at the end of {SECRET_KEYS} of every process and restart them, one after the other; then put it")
     say("in front, and restart them again; then run: hookwright keys rotate")
@@ -71,8 +71,9 @@ def _make_key(data_dir: Path) -> None:
 
 
 async def _work(settings: Settings, *, rotating: bool) -> tuple[dict[str, int], Survey]:
-    from core import audit, reseal
-    from core.database import Database
+    from core import audit
+    from core.secrets import reseal
+    from core.storage.database import Database
 
     sealer = target.sealer(settings)
     database = Database(settings.database_url, pool_size=2, name="hookwright-cli", command_timeout_s=None)

@@ -80,8 +80,8 @@ def migrate(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     logs.configure(settings.log_level, settings.log_format)
     import asyncio
 
-    from core import schema
-    from core.database import Database
+    from core.storage import schema
+    from core.storage.database import Database
 
     url = settings.database_owner_url or settings.database_url
 

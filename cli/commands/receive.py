@@ -85,7 +85,7 @@ def _checked(secret: str | None) -> str | None:
     if secret is None:
         return None
     from core.errors import ValidationFailed
-    from core.signing import normalize_secret
+    from core.secrets.signing import normalize_secret
 
     try:
         return normalize_secret(secret)

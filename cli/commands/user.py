@@ -23,7 +23,7 @@ Email = Annotated[str, typer.Argument(metavar="EMAIL", help="Whom they sign in a
 def list_all(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: Json = False) -> None:
     """List the users, by email."""
     settings = target.settings(data_dir)
-    from core import users
+    from core.access import users
 
     async def run() -> list[dict[str, Any]]:
         async with target.session(settings) as session:
@@ -47,7 +47,7 @@ def invite(
     as_json: Json = False,
 ) -> None:
     """Add a user; prints the link by which they choose a password."""
-    from core import users
+    from core.access import users
     from core.audit import COMMAND_LINE
 
     async def run(session: Any) -> tuple[Any, str]:
@@ -59,7 +59,7 @@ def invite(
 @app.command()
 def reset(email: Email, data_dir: DataDir = DEFAULT_DATA_DIR, as_json: Json = False) -> None:
     """Print a link by which a user chooses a new password."""
-    from core import users
+    from core.access import users
     from core.audit import COMMAND_LINE
 
     async def run(session: Any) -> tuple[Any, str]:
@@ -72,7 +72,7 @@ def reset(email: Email, data_dir: DataDir = DEFAULT_DATA_DIR, as_json: Json = Fa
 def disable(email: Email, data_dir: DataDir = DEFAULT_DATA_DIR, as_json: Json = False) -> None:
     """Sign a user out everywhere, and let them sign in no more."""
     settings = target.settings(data_dir)
-    from core import users
+    from core.access import users
     from core.audit import COMMAND_LINE
 
     async def run() -> dict[str, Any]:
@@ -90,8 +90,8 @@ def disable(email: Email, data_dir: DataDir = DEFAULT_DATA_DIR, as_json: Json = 
 def setup_link(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     """Print a link by which to make the first admin; those of before end."""
     settings = target.settings(data_dir)
-    from core import set_up_link
-    from core.database import driver_of
+    from core.access import set_up_link
+    from core.storage.database import driver_of
 
     async def run() -> str:
         async with target.session(settings) as session:
@@ -108,7 +108,7 @@ def setup_link(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
 
 
 def _link(settings: Settings, make: Callable[[Any], Awaitable[tuple[Any, str]]], as_json: bool) -> None:
-    from core import set_up_link, users
+    from core.access import set_up_link, users
 
     async def run() -> tuple[dict[str, Any], str]:
         async with target.session(settings) as session:
@@ -124,7 +124,7 @@ def _link(settings: Settings, make: Callable[[Any], Awaitable[tuple[Any, str]]],
 
 
 async def _find(session: Any, email: str) -> Any:
-    from core import users
+    from core.access import users
 
     found = await users.find(session, email)
     if found is None:

@@ -59,8 +59,9 @@ class Story:
 
     async def _make_tenant(self) -> None:
         """Anew at each start: an earlier one's subscriptions lead to a receiver that is gone."""
-        from core import api_keys, ids, organizations, set_up_link
-        from core.database import driver_of
+        from core import ids, organizations
+        from core.access import api_keys, set_up_link
+        from core.storage.database import driver_of
 
         settings = target.settings(self._data_dir, keys=True)
         target.refuse_newer_keys(self._data_dir)

@@ -30,7 +30,7 @@ from cli.service import Service, StartError
 
 DATABASE = "hookwright"
 OWNER = "hookwright"  # made by initdb, so a superuser
-ROLE = "hookwright_app"  # the application's, which owns nothing (core.roles)
+ROLE = "hookwright_app"  # the application's, which owns nothing (core.storage.roles)
 PORT = 5432  # no TCP port: it only names the socket file
 SOCKET_NAME = f".s.PGSQL.{PORT}"
 OWNER_PASSWORD_FILE = "postgres.password"  # nosec B105 # noqa: S105 - a file's name

@@ -11,7 +11,7 @@ from pathlib import Path
 from cli.embedded.accounts import find_home
 from cli.embedded.paths import make_data_dir, read_secret, replace_secret, write_secret_once
 from cli.embedded.postgres import LOCK_FILE
-from core.sealing import generate_key
+from core.secrets.sealing import generate_key
 
 
 def secret_keys_file(data_dir: Path) -> Path:

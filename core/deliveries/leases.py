@@ -15,12 +15,13 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from core import audit, ids, partitions, replay_items
+from core import audit, ids, replay_items
+from core.access.models import AuditEntry
 from core.deliveries.conditions import in_states
 from core.models import ItemOutcome, SubscriptionStatus
-from core.models_access import AuditEntry
 from core.replay_items import ItemResult
 from core.states import PARKING, DeadReason, DiscardReason, PendingReason, State
+from core.storage import partitions
 
 
 @dataclass(frozen=True, slots=True)

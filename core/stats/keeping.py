@@ -7,8 +7,8 @@ import contextlib
 
 import structlog
 
-from core.database import Database, is_unreachable
 from core.stats.tally import Tally
+from core.storage.database import Database, is_unreachable
 
 FLUSH_S = 3.0
 CLOSE_S = 1.0  # for the last flush: a process that ends must not wait for a database that is away

@@ -1,7 +1,7 @@
 """Users, sessions and ways to sign in; tiers of API keys; the audit log; redaction and erasure; partitions by function
 
 What it changes of tables that are in use needs their locks for a moment and reads no row of events or deliveries: that
-their rows meet the wider constraint is looked at afterwards, while everybody works (`core.schema`).
+their rows meet the wider constraint is looked at afterwards, while everybody works (`core.storage.schema`).
 
 Revision: 0003, after 0002
 """

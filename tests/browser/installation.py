@@ -22,10 +22,12 @@ from uuid import UUID
 
 import httpx
 
-from core import ids, partitions, sign_in_links, stats, users
+from core import ids, stats
+from core.access import sign_in_links, users
+from core.access.models import Role
 from core.audit import COMMAND_LINE
-from core.models_access import Role
 from core.stats import durations
+from core.storage import partitions
 from tests.api import make_key, make_organization, shown_organization
 from tests.browser.site import Site
 from tests.name_server import NameServer

@@ -20,8 +20,10 @@ from playwright.async_api import Page
 from app.admin import cookies, single_sign_on
 from app.routes import PAGES
 from cli.embedded.postgres import ROLE
-from core import ids, schema, sessions
-from core.database import Database
+from core import ids
+from core.access import sessions
+from core.storage import schema
+from core.storage.database import Database
 from tests.browser import checks
 from tests.browser.installation import HOSTS, Builder, Installation, surroundings
 from tests.browser.site import Site, chromium_running, site

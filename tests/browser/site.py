@@ -18,9 +18,9 @@ from playwright.async_api import Browser, Page, async_playwright
 
 from app.admin import cookies
 from cli.serving import serve
-from core import sessions
-from core.database import Database
-from core.models_access import Role
+from core.access import sessions
+from core.access.models import Role
+from core.storage.database import Database
 from tests.browser import checks
 from tests.pages import make_user
 from tests.platform import Platform, platform

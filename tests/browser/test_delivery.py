@@ -6,7 +6,7 @@ import re
 
 from playwright.async_api import expect
 
-from core.models_access import Role
+from core.access.models import Role
 from tests.api import FAST
 from tests.browser.checks import check
 from tests.browser.conftest import Play

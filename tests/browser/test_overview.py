@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from playwright.async_api import expect
 
 from core import stats
-from core.models_access import Role
+from core.access.models import Role
 from tests.browser.checks import check
 from tests.browser.conftest import Play
 from tests.browser.site import Site

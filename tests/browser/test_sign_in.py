@@ -6,8 +6,8 @@ import re
 
 from playwright.async_api import Page, Request, expect
 
-from core import set_up_link
-from core.models_access import Role
+from core.access import set_up_link
+from core.access.models import Role
 from tests.browser.conftest import Play
 from tests.browser.site import Site, somebody_elses_page
 from tests.identity_provider import CLIENT_ID, CLIENT_SECRET, IdentityProvider

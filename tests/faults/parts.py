@@ -23,8 +23,8 @@ from bench import usage
 from cli.embedded import EmbeddedPostgres, EmbeddedValkey
 from cli.process import Command, Process
 from cli.service import Service
-from core import schema
-from core.database import Database
+from core.storage import schema
+from core.storage.database import Database
 from tests.services import make_data_dir, plain_url
 
 SMALL_DISK_MB = 48  # a fresh database takes some 15

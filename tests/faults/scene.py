@@ -17,8 +17,10 @@ import asyncpg
 from sqlalchemy.engine import make_url
 
 from cli.supervisor.ports import why_not_200
-from core import api_keys, organizations, sealing
-from core.database import Database
+from core import organizations
+from core.access import api_keys
+from core.secrets import sealing
+from core.storage.database import Database
 from tests.platform import HANGS_S, SECRET_KEY
 from tests.receiver import Receiver, Recorded
 from tests.services import plain_url

@@ -19,8 +19,9 @@ import asyncpg
 import pytest
 from alembic.script import ScriptDirectory
 
-from core import ids, partitions, schema
-from core.database import Database
+from core import ids
+from core.storage import partitions, schema
+from core.storage.database import Database
 from tests.faults.conftest import Scenario
 from tests.faults.fleet import Fleet
 from tests.faults.ledger import settle

@@ -14,13 +14,16 @@ import asyncpg
 import pytest
 import structlog
 
-from core import acceptance, api_keys, events, ids, matching, partitions
+from core import acceptance, events, ids
 from core.acceptance import Acceptance, Answer, Request
-from core.database import Database
+from core.access import api_keys
 from core.errors import AuthenticationFailed, NotFound, Unavailable
 from core.events import NewEvent
 from core.hints import Hint
-from core.sealing import Sealer
+from core.matching import matcher
+from core.secrets.sealing import Sealer
+from core.storage import partitions
+from core.storage.database import Database
 from tests.platform import SECRET_KEY, Platform, platform
 from tests.seeds import Seeds, seeded
 from tests.services import as_owner
@@ -331,8 +334,8 @@ def test_an_event_whose_matching_takes_long_keeps_no_other_waiting_and_is_matche
 ) -> None:
     """Its organization alone has to wait: it is stored apart. Filters are compiled once for each version of theirs."""
     compiled: list[Any] = []
-    genuine = matching.compile_stored
-    monkeypatch.setattr(matching, "compile_stored", lambda spec: compiled.append(spec) or genuine(spec))
+    genuine = matcher.compile_stored
+    monkeypatch.setattr(matcher, "compile_stored", lambda spec: compiled.append(spec) or genuine(spec))
     spec = {"b.c": {"$in": [number + 0.5 for number in range(200)]}}
 
     async def test(door: Door) -> None:

@@ -18,9 +18,9 @@ from app.api.calls import Resource
 from app.main import create
 from app.routes import API, PAGES, PUBLIC
 from core import ids, settings
-from core.access_tokens import AccessTokens
-from core.api_keys import ALL_SCOPES, ORGANIZATION_SCOPES, ORGANIZATIONS_ADMIN
-from core.sealing import Sealer, generate_key
+from core.access.access_tokens import AccessTokens
+from core.access.api_keys import ALL_SCOPES, ORGANIZATION_SCOPES, ORGANIZATIONS_ADMIN
+from core.secrets.sealing import Sealer, generate_key
 from tests.api import (
     SUBSCRIPTIONS,
     URL,

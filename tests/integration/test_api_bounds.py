@@ -12,8 +12,8 @@ from typing import Any
 
 import httpx
 
-from core.filters import MAX_STEPS, MAX_STEPS_OF_ALL
-from core.quotas import MAX_API_KEYS, MAX_EVENT_TYPES
+from core.limiting.quotas import MAX_API_KEYS, MAX_EVENT_TYPES
+from core.matching.filters import MAX_STEPS, MAX_STEPS_OF_ALL
 from core.settings import Settings
 from tests.api import (
     JSON,

@@ -12,9 +12,9 @@ from arq.connections import ArqRedis
 
 from app.api import breakers as breakers_api
 from core import ids
-from core.breaker import BLANK, Breaker, BreakerSettings
-from core.breakers import KEY
 from core.deliveries import Claimed, Finish, Verdict
+from core.limiting.breaker import BLANK, Breaker, BreakerSettings
+from core.limiting.breakers import KEY
 from core.stats import Tally
 from tests.api import SUBSCRIPTIONS, TIME, URL, error_of, run, success_of
 from tests.platform import Platform

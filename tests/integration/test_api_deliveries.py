@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from core import replays
-from core.api_keys import DELIVERIES_READ, DELIVERIES_REPLAY
+from core.access.api_keys import DELIVERIES_READ, DELIVERIES_REPLAY
 from core.states import TRANSITIONS, State
 from tests.api import FAST, SUBSCRIPTIONS, TIME, URL, error_of, faults_of, make_key, run, success_of
 from tests.platform import Platform, eventually, shown

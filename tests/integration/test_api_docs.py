@@ -14,8 +14,12 @@ from app.api import audit_log
 from app.routes import API
 from cli.commands.parts import KEEP_ALIVE_S
 from cli.serving import Bounds
-from core import access_tokens, errors, filters, rates, selection
+from core import errors
+from core.access import access_tokens
 from core.failures import ErrorKind
+from core.limiting import rates
+from core.listing import selection
+from core.matching import filters
 from core.models import RateTier
 from core.payloads import FORMATS
 from core.settings import Settings

@@ -9,9 +9,10 @@ from uuid import uuid4
 
 import pytest
 
-from core import deliveries_by_type, delivery_lists, ids, lists, replays, timestamps
+from core import ids, replays, timestamps
 from core.failures import ErrorKind
-from core.selection import REASONS
+from core.listing import deliveries_by_type, delivery_lists, lists
+from core.listing.selection import REASONS
 from core.states import DeadReason, DiscardReason, PendingReason, State
 from tests.api import faults_of, run, success_of
 from tests.platform import Platform

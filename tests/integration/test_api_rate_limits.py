@@ -13,7 +13,7 @@ import httpx
 import pytest
 import redis
 
-from core import rate_limits
+from core.limiting import rate_limits
 from tests.api import SUBSCRIPTIONS, URL, another_app, error_of, make_key, run, success_of
 from tests.platform import Platform, eventually, platform, shown
 

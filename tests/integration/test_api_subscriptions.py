@@ -8,7 +8,8 @@ from uuid import UUID
 
 import pytest
 
-from core import ids, settling, signing
+from core import ids, settling
+from core.secrets import signing
 from tests.api import SUBSCRIPTIONS, TIME, URL, another_app, error_of, faults_of, run, success_of
 from tests.platform import Platform
 

@@ -12,7 +12,8 @@ import pytest
 
 from app.api.operations import OPERATIONS
 from app.routes import API
-from core import breakers, ids
+from core import ids
+from core.limiting import breakers
 from tests.api import FAST, SUBSCRIPTIONS, URL, error_of, faults_of, make_key, make_organization, run, success_of
 from tests.integration.test_api_access import contents
 from tests.platform import Platform, shown

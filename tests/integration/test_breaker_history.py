@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from core import breaker_changes, erasure, ids, workers
+from core import erasure, ids, workers
 from core.audit import COMMAND_LINE
-from core.breaker import Breaker, BreakerState
-from core.breaker_changes import Change
-from core.database import Database
 from core.ids import new_id
+from core.limiting import breaker_changes
+from core.limiting.breaker import Breaker, BreakerState
+from core.limiting.breaker_changes import Change
+from core.storage.database import Database
 from tests.api import SUBSCRIPTIONS, client, error_of, make_key, run
 from tests.platform import Platform, eventually, platform
 from tests.receiver import Receiver

@@ -10,8 +10,8 @@ import pytest
 from redis.exceptions import RedisError
 
 from core import hints
-from core.breaker import BLANK, Breaker, BreakerSettings, BreakerState
-from core.breakers import KEY, UNREACHABLE, Breakers
+from core.limiting.breaker import BLANK, Breaker, BreakerSettings, BreakerState
+from core.limiting.breakers import KEY, UNREACHABLE, Breakers
 
 NOW = 1_800_000_000_000
 SETTINGS = BreakerSettings()

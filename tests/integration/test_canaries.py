@@ -20,11 +20,12 @@ import structlog
 from sqlalchemy.engine import make_url
 
 from cli.supervisor.ports import free_port
-from core import api_keys, ids, organizations, set_up_link
+from core import ids, organizations
+from core.access import api_keys, set_up_link
 from core.audit import COMMAND_LINE, record
-from core.database import Database
 from core.logs import _forget_details, _without_details
-from core.sealing import Sealer
+from core.secrets.sealing import Sealer
+from core.storage.database import Database
 from tests.api import SUBSCRIPTIONS
 from tests.commands import clean_env
 from tests.dumps import dump, forms, leaks

@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from core import hints
-from core.breaker import BreakerSettings, BreakerState
-from core.breakers import KEY, Breakers
 from core.ids import new_id
+from core.limiting.breaker import BreakerSettings, BreakerState
+from core.limiting.breakers import KEY, Breakers
 from worker.circuits import Circuits
 
 SETTINGS = BreakerSettings(timeout_ms=1_000)

@@ -24,11 +24,12 @@ from cli.commands.event import _body
 from cli.commands.receive import line
 from cli.main import main
 from cli.output import clean, table
-from core import api_keys, ids
-from core.database import Database
+from core import ids
+from core.access import api_keys
 from core.errors import AuthenticationFailed
-from core.sealing import Sealer
-from core.signing import normalize_secret
+from core.secrets.sealing import Sealer
+from core.secrets.signing import normalize_secret
+from core.storage.database import Database
 from tests.api import run
 from tests.commands import Running, clean_env, hookwright
 from tests.pages import Visitor, audited

@@ -11,9 +11,10 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from core import dead_letters, ids
-from core.dead_letters import Group, TooMany
+from core import ids
 from core.failures import ErrorKind
+from core.listing import dead_letters
+from core.listing.dead_letters import Group, TooMany
 from core.states import State
 from tests.seeds import Seeds, seeded
 

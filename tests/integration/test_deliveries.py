@@ -11,12 +11,13 @@ from uuid import UUID, uuid4
 import pytest
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from core import catch_up, deliveries, ids, replays, settling, subscriptions
-from core.database import Database
+from core import deliveries, ids, replays, settling, subscriptions
 from core.deliveries import Choice, Claimed, Due, Finish, Park, Verdict, bulk, requests
 from core.errors import Conflict, NotFound, ValidationFailed
+from core.matching import catch_up
 from core.models import Subscription
 from core.states import TRANSITIONS, DeadReason, DiscardReason, PendingReason, State
+from core.storage.database import Database
 from tests.seeds import EXHAUSTED, LATER, MARGIN_S, SUCCESS, TIMEOUT_S, Seeds, ended, seeded
 
 DROPPED = Verdict(State.DISCARDED, DiscardReason.SUBSCRIPTION_DELETED)

@@ -11,11 +11,12 @@ import pytest
 from sqlalchemy import Boolean, literal_column, text
 
 from app.admin import attempts
-from core import delivery_lists, ids, lists, merged, redaction, selection
-from core.database import TooSlow, within
+from core import ids, redaction
+from core.access.models import Role
 from core.errors import ValidationFailed
-from core.models_access import Role
+from core.listing import delivery_lists, lists, merged, selection
 from core.replay_preview import in_time
+from core.storage.database import TooSlow, within
 from tests.api import FAST, make_organization, run
 from tests.pages import Visitor, audited, signed_in
 from tests.platform import Platform

@@ -11,10 +11,10 @@ import asyncpg
 import pytest
 
 from core import deliveries, settings, subscriptions
-from core.database import Database
 from core.deliveries import Finish, Verdict
 from core.hints import Hint
 from core.states import PendingReason, State
+from core.storage.database import Database
 from tests.platform import environment, eventually, platform
 from tests.receiver import Receiver
 from tests.seeds import Seeds, seeded

@@ -14,12 +14,12 @@ import pytest
 
 from core import audit, erasure, ids, subscriptions
 from core.audit import COMMAND_LINE
-from core.breakers import Breakers
-from core.database import Database
 from core.egress import EgressPolicy
 from core.errors import NotFound
-from core.sealing import Sealer
+from core.limiting.breakers import Breakers
+from core.secrets.sealing import Sealer
 from core.states import State
+from core.storage.database import Database
 from tests.api import FAST, SUBSCRIPTIONS, error_of, make_key, make_organization, run, success_of
 from tests.commands import clean_env, hookwright
 from tests.dumps import dump, leaks

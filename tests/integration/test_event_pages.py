@@ -10,8 +10,8 @@ import pytest
 
 from core import ids
 from core.acceptance import Answer, Request
+from core.access.models import Role
 from core.errors import Unavailable
-from core.models_access import Role
 from tests.api import FAST, error_of, run
 from tests.integration.test_delivery_pages import HOSTILE, check_markup, rows_of, text_of, walk
 from tests.pages import Visitor, audited, signed_in

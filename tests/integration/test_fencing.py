@@ -13,9 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core import deliveries, ids, partitions, replays
+from core import deliveries, ids, replays
 from core.deliveries import Claimed, Finish, Verdict, requests
 from core.states import DeadReason, State
+from core.storage import partitions
 from tests.seeds import EXHAUSTED, LATER, MARGIN_S, SUCCESS, Seeds, ended, seeded, tried
 from tests.services import as_owner
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from core import hints, ids, settings
-from core.breakers import KEY
+from core.limiting.breakers import KEY
 from tests.platform import Platform, environment, eventually, platform
 from tests.receiver import Receiver
 from worker import engine, room

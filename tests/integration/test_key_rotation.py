@@ -18,12 +18,15 @@ from cli.embedded import EmbeddedPostgres
 from cli.embedded.paths import read_secret
 from cli.embedded.postgres import ROLE
 from cli.embedded.secret_keys import add_secret_key, ensure_secret_keys, is_newer_than_what_runs, secret_keys_file
-from core import api_keys, reseal, schema, subscriptions
+from core import subscriptions
+from core.access import api_keys
 from core.audit import COMMAND_LINE
-from core.database import Database
 from core.egress import EgressPolicy
-from core.reseal import SEALED, StillSealing, UnknownKeys, Unopened
-from core.sealing import Sealer, UnknownKey, generate_key
+from core.secrets import reseal
+from core.secrets.reseal import SEALED, StillSealing, UnknownKeys, Unopened
+from core.secrets.sealing import Sealer, UnknownKey, generate_key
+from core.storage import schema
+from core.storage.database import Database
 from tests.api import SUBSCRIPTIONS, error_of
 from tests.commands import data_folder, hookwright
 from tests.integration.test_deliveries import blocked

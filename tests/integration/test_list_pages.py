@@ -9,10 +9,10 @@ from sqlmodel import col
 
 from app.admin.lists import Filter, ListPage, PageQuery
 from core import audit, ids
+from core.access.models import AuditEntry
 from core.audit import COMMAND_LINE
 from core.errors import ValidationFailed
-from core.lists import Walk
-from core.models_access import AuditEntry
+from core.listing.lists import Walk
 from tests.api import run
 from tests.platform import Platform
 

@@ -15,10 +15,11 @@ from authlib.oauth2.auth import ClientAuth
 from joserfc import jwt
 from joserfc.jwk import OctKey, RSAKey
 
-from core import access_tokens, ids
-from core.access_tokens import AccessTokens
-from core.api_keys import ALL_SCOPES, ORGANIZATION_SCOPES
-from core.sealing import Sealer, generate_key
+from core import ids
+from core.access import access_tokens
+from core.access.access_tokens import AccessTokens
+from core.access.api_keys import ALL_SCOPES, ORGANIZATION_SCOPES
+from core.secrets.sealing import Sealer, generate_key
 from tests.api import SUBSCRIPTIONS, URL, another_app, error_of, make_key, run, shown_organization, success_of
 from tests.platform import SECRET_KEY, Platform, eventually, shown
 

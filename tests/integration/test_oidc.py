@@ -12,8 +12,9 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
-from core import oidc, oidc_sign_in, settings, throttle
-from core.models_access import Role
+from core import settings
+from core.access import oidc, oidc_sign_in, throttle
+from core.access.models import Role
 from core.settings import WrongSettings
 from tests.api import run
 from tests.identity_provider import CLIENT_ID, CLIENT_SECRET, IdentityProvider, identity_provider

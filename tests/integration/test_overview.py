@@ -11,8 +11,8 @@ import pytest
 from app.admin import overview
 from app.admin.overview import RANGES, Snapshot, Tone, notices
 from core import ids, stats
+from core.access.models import Role
 from core.health import Health
-from core.models_access import Role
 from core.stats import Figures, History, Queue
 from core.unwell import Judged, Reach
 from tests.api import run

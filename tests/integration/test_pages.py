@@ -14,8 +14,8 @@ from app.admin import forms
 from app.admin.frame import Page
 from app.headers import HEADERS
 from app.routes import PAGES
-from core import users
-from core.models_access import Role
+from core.access import users
+from core.access.models import Role
 from tests.api import error_of, run
 from tests.pages import ORIGIN, Visitor, everything, make_user, shown, signed_in
 from tests.platform import Platform

@@ -11,8 +11,10 @@ import pytest
 
 from app.admin import links
 from app.admin import settings as settings_page
-from core import audit, ids, installation, reseal, search
-from core.models_access import Role
+from core import audit, ids, installation
+from core.access.models import Role
+from core.listing import search
+from core.secrets import reseal
 from tests.api import make_organization, run
 from tests.api import shown_organization as org
 from tests.pages import shown as shown_user

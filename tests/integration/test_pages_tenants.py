@@ -7,7 +7,7 @@ from uuid import UUID
 
 from app.admin import links
 from core import erasure, ids
-from core.models_access import Role
+from core.access.models import Role
 from tests.api import make_key, make_organization, run
 from tests.api import shown_organization as org
 from tests.pages import Visitor, audited, everything, make_user, signed_in

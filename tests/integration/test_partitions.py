@@ -10,11 +10,12 @@ from uuid import UUID
 
 import pytest
 
-from core import idempotency, ids, partitions, replays
-from core.database import Database
+from core import idempotency, ids, replays
 from core.models import ItemOutcome
 from core.replay_items import ItemResult, record
 from core.states import State
+from core.storage import partitions
+from core.storage.database import Database
 from tests.integration.test_deliveries import blocked
 from tests.seeds import Seeds, seeded
 from tests.services import as_owner

@@ -12,9 +12,10 @@ from uuid import UUID
 import pytest
 from sqlalchemy import event
 
-from core import events, ids, partitions
-from core.database import Database
+from core import events, ids
 from core.deliveries import bulk, leases, queues, requests
+from core.storage import partitions
+from core.storage.database import Database
 from tests.platform import Platform, platform
 from tests.seeds import Seeds, seeded
 from tests.services import Services

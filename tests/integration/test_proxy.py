@@ -15,9 +15,9 @@ import uvloop
 
 from cli.commands import check
 from core import settings
-from core.checks import Fault
 from core.egress import EgressPolicy
 from core.failures import ErrorKind
+from core.storage.checks import Fault
 from tests.api import FAST
 from tests.certificates import Certificates
 from tests.integration.test_transport import StubResolver, post

@@ -11,9 +11,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from core import deliveries, settling
-from core.database import Database
 from core.deliveries import Choice, Chooser, Due, Park, ParkedRoom, queues
 from core.states import PendingReason, State
+from core.storage.database import Database
 from tests.seeds import MARGIN_S, Seeds, seeded
 
 LIMITED = Park(PendingReason.RATE_LIMITED, 0.0)

@@ -11,8 +11,9 @@ from uuid import UUID, uuid4
 import pytest
 from sqlmodel import select
 
-from core import catch_up, deliveries, ids, redaction
+from core import deliveries, ids, redaction
 from core.deliveries import Verdict
+from core.matching import catch_up
 from core.models import Subscription
 from core.states import PendingReason, State
 from tests.api import FAST, SUBSCRIPTIONS, error_of, run

@@ -12,10 +12,11 @@ from uuid import UUID
 import pytest
 
 from app.admin import replay_forms
-from core import dead_letters, ids, labels, replay_preview, replays
-from core.breaker import Breaker, BreakerState
+from core import ids, replay_preview, replays
+from core.access.models import Role
+from core.limiting.breaker import Breaker, BreakerState
+from core.listing import dead_letters, labels
 from core.models import ReplayAction, ReplayStatus
-from core.models_access import Role
 from core.states import State
 from tests.api import make_organization, run, shown_organization
 from tests.pages import Visitor, audited, signed_in

@@ -11,14 +11,14 @@ from uuid import UUID
 import pytest
 
 from core import deliveries, ids, replay_items, replays
-from core.database import Database
 from core.errors import Conflict, ValidationFailed
 from core.hints import Hint
-from core.lists import Paging
+from core.listing.lists import Paging
 from core.models import ItemOutcome, Replay, ReplayAction, ReplayStatus
 from core.replay_preview import Overlap, Preview, SkipReason, why_skipped
 from core.replays import CountChanged
 from core.states import State
+from core.storage.database import Database
 from tests.integration.test_replays import counters, let_pass
 from tests.seeds import SUCCESS, Seeds, ended, seeded
 

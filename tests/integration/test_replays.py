@@ -13,13 +13,13 @@ import pytest
 from standardwebhooks import Webhook
 
 from core import deliveries, ids, replays
-from core.database import Database
 from core.deliveries import Finish, Verdict
 from core.errors import Conflict, NotFound, ValidationFailed
 from core.hints import Hint
 from core.models import Replay, ReplayStatus
 from core.replays import OPERATIONS, Group
 from core.states import DeadReason, DiscardReason, State
+from core.storage.database import Database
 from tests.platform import eventually, platform
 from tests.receiver import Receiver
 from tests.seeds import EXHAUSTED, LATER, SUCCESS, Seeds, ended, seeded

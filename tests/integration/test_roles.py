@@ -15,8 +15,9 @@ from sqlalchemy.engine import make_url
 
 from cli.embedded import EmbeddedPostgres, find_running
 from cli.embedded.postgres import OWNER_PASSWORD_FILE, PASSWORD_FILE, ROLE
-from core import audit, ids, partitions, schema
-from core.database import Database
+from core import audit, ids
+from core.storage import partitions, schema
+from core.storage.database import Database
 from tests.commands import Running, data_folder, hookwright
 from tests.platform import environment
 from tests.receiver import Receiver

@@ -15,11 +15,12 @@ from alembic import command
 from sqlalchemy import Connection
 from sqlmodel import SQLModel
 
-from core import ids, models, partitions, schema, stats, subscriptions
-from core.database import Database
+from core import ids, models, stats, subscriptions
+from core.access.models import Role
 from core.models import ItemOutcome, RateTier, ReplayAction, ReplayStatus, SubscriptionStatus
-from core.models_access import Role
 from core.states import DeadReason, DiscardReason, PendingReason, State
+from core.storage import partitions, schema
+from core.storage.database import Database
 from tests.seeds import Seeds, seeded
 from tests.services import Services
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from app.admin import visit
-from core import ids, passwords, sessions
-from core.models_access import Role
+from core import ids
+from core.access import passwords, sessions
+from core.access.models import Role
 from tests.api import run
 from tests.pages import PASSWORD, WRONG, Visitor, audited, make_user, shown, signed_in
 from tests.platform import Platform

@@ -11,9 +11,10 @@ from argon2 import PasswordHasher
 from app import main as web
 from app.admin.visit import local_path
 from cli.supervisor.ports import free_port, why_not_200
-from core import passwords, set_up_link, settings, throttle
+from core import settings
+from core.access import passwords, set_up_link, throttle
+from core.access.models import Role
 from core.errors import ValidationFailed
-from core.models_access import Role
 from tests.api import run
 from tests.commands import Running
 from tests.pages import PASSWORD, SAME_ORIGIN, WRONG, Visitor, audited, make_user, shown, signed_in

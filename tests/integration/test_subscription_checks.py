@@ -11,9 +11,9 @@ import pytest
 
 from core import ids
 from core.errors import Unavailable
-from core.filters import compile_filter
 from core.ids import new_id
-from core.subscription_checks import AT_ONCE, Outcome
+from core.matching.filters import compile_filter
+from core.matching.subscription_checks import AT_ONCE, Outcome
 from tests.api import SUBSCRIPTIONS, client, error_of, faults_of, make_key, make_organization, run, shown_organization
 from tests.platform import Platform
 
@@ -214,7 +214,7 @@ def test_the_costliest_filter_ends_in_time_and_lets_others_work(database_url: st
 def test_who_waits_too_long_for_a_turn_is_told(
     database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("core.subscription_checks.TURN_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("core.matching.subscription_checks.TURN_TIMEOUT_S", 0.01)
 
     async def check(p: Platform) -> None:
         for _ in range(AT_ONCE):

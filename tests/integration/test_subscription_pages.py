@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from core import ids
-from core.breaker import BLANK, BreakerSettings
+from core.access.models import Role
 from core.ids import new_id
-from core.models_access import Role
+from core.limiting.breaker import BLANK, BreakerSettings
 from tests.api import SUBSCRIPTIONS, make_organization, run, shown_organization
 from tests.pages import Visitor, audited, signed_in
 from tests.platform import Platform, shown

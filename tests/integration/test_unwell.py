@@ -12,9 +12,9 @@ import pytest
 
 from core import audit, ids, stats, unwell
 from core.audit import WORKER
-from core.breaker import BLANK, Breaker, BreakerSettings
 from core.failures import ErrorKind
 from core.health import Health
+from core.limiting.breaker import BLANK, Breaker, BreakerSettings
 from core.states import PendingReason, State
 from core.stats import Waiting, counts
 from core.unwell import Judged, Reach

@@ -8,10 +8,11 @@ from itertools import pairwise
 
 import httpx
 
-from core import ids, users
+from core import ids
+from core.access import users
+from core.access.models import Role
 from core.audit import COMMAND_LINE
 from core.errors import Conflict
-from core.models_access import Role
 from tests.api import run
 from tests.pages import ORIGIN, PASSWORD, Visitor, audited, make_user, shown, signed_in
 from tests.platform import Platform

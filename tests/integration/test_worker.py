@@ -9,8 +9,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from core import ids, partitions, settings
+from core import ids, settings
 from core.hints import Hints
+from core.storage import partitions
 from tests.platform import Platform, environment, eventually, platform
 from tests.receiver import Receiver
 from tests.seeds import Seeds, seeded

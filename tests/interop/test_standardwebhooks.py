@@ -9,7 +9,7 @@ import pytest
 from freezegun import freeze_time
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from core.signing import SCHEMES, Signer, generate_secret, normalize_secret
+from core.secrets.signing import SCHEMES, Signer, generate_secret, normalize_secret
 
 AT = datetime(2026, 1, 28, 10, 15, tzinfo=UTC)
 TIMESTAMP = int(AT.timestamp())

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.breaker import BLANK, MOST_STEPS, STEPS, Breaker, BreakerSettings, BreakerState
+from core.limiting.breaker import BLANK, MOST_STEPS, STEPS, Breaker, BreakerSettings, BreakerState
 
 START_MS = 1_800_000_000_000
 

@@ -13,10 +13,10 @@ from starlette.requests import Request
 
 from app.api import answers, lists
 from app.api.lists import MAX_LIMIT, ListQuery
-from core.database import Database
 from core.errors import ValidationFailed
-from core.lists import MAX_COUNTED
+from core.listing.lists import MAX_COUNTED
 from core.models import Organization
+from core.storage.database import Database
 
 uuids = st.integers(0, (1 << 128) - 1).map(lambda number: UUID(int=number))
 NAMES = ("limit", "after_key", "page", "pageSize", "sort", "fields", "include", "filters[status]", "filters[", "other")

@@ -28,14 +28,14 @@ from sqlalchemy.engine import make_url
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from core import deliveries, replays, settling, subscriptions
-from core.database import Database
 from core.deliveries import Choice, Claimed, Finish, Park, ParkedRoom, Verdict
 from core.deliveries import Due as DueDelivery
 from core.egress import EgressPolicy
 from core.errors import Conflict
 from core.models import ItemOutcome, ReplayAction, ReplayStatus, Subscription, SubscriptionStatus
-from core.sealing import Sealer
+from core.secrets.sealing import Sealer
 from core.states import PARKING, DeadReason, PendingReason, State
+from core.storage.database import Database
 from tests.platform import SECRET_KEY
 from tests.properties.model import (
     ADVANCING,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core import ids, timestamps
-from core.selection import moment
+from core.listing.selection import moment
 
 moments = st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC))
 nearby = st.integers(-3_000, 3_000).map(lambda microseconds: timedelta(microseconds=microseconds))

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from app.admin import badges
-from core.breaker import BreakerState
 from core.failures import ErrorKind
 from core.health import Health
+from core.limiting.breaker import BreakerState
 from core.models import ItemOutcome, ReplayStatus, SubscriptionStatus
 from core.states import DeadReason, DiscardReason, PendingReason, State
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from core.breaker import BLANK, MOST, Breaker, BreakerSettings, BreakerState
 from core.errors import ValidationFailed
+from core.limiting.breaker import BLANK, MOST, Breaker, BreakerSettings, BreakerState
 
 NOW = 1_800_000_000_000
 DEFAULTS = BreakerSettings()

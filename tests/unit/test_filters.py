@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core import filters
 from core.errors import InvalidFilter
-from core.filters import compile_filter
+from core.matching import filters
+from core.matching.filters import compile_filter
 
 EVENT = {
     "event_type": "order.paid",

@@ -9,8 +9,8 @@ from uuid import UUID
 
 import pytest
 
-from core.filters import MAX_CONDITIONS, MAX_STEPS, MAX_STEPS_OF_ALL, compile_filter, compile_stored
-from core.matching import Candidate, Matching, Slice, Subscribers
+from core.matching.filters import MAX_CONDITIONS, MAX_STEPS, MAX_STEPS_OF_ALL, compile_filter, compile_stored
+from core.matching.matcher import Candidate, Matching, Slice, Subscribers
 
 
 def matches(spec: dict[str, Any], data: dict[str, Any]) -> bool:

@@ -6,9 +6,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from core.breaker import BreakerSettings, BreakerState
 from core.ids import new_id
-from core.limits import Limits
+from core.limiting.breaker import BreakerSettings, BreakerState
+from core.limiting.limits import Limits
 from worker.gates import FIRST_WINDOW, Gate, Gates
 from worker.membership import Membership
 

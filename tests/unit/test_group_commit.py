@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from core.errors import Conflict, HookwrightError, Unavailable
-from core.group_commit import GroupCommit
+from core.storage.group_commit import GroupCommit
 
 
 class Disk:

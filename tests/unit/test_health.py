@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from core.breaker import BLANK, Breaker, BreakerSettings
 from core.health import Health, judge
+from core.limiting.breaker import BLANK, Breaker, BreakerSettings
 from core.stats import Figures
 
 NOW = 1_800_000_000_000

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from core.errors import ValidationFailed
-from core.limits import Limits
+from core.limiting.limits import Limits
 
 
 @pytest.mark.parametrize("given", [{}, {"per_second": None}, {"max_in_flight": None, "per_second": None}])

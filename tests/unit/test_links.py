@@ -7,7 +7,7 @@ import pytest
 from app.admin import links
 from app.admin.links import link_of
 from core import ids
-from core.models_access import Role
+from core.access.models import Role
 
 PREFIXES = [value for value in vars(ids).values() if isinstance(value, str) and len(value) == 3]
 

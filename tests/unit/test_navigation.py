@@ -5,7 +5,7 @@ from __future__ import annotations
 from app.admin import navigation
 from app.admin.frame import Page
 from app.routes import PAGES
-from core.models_access import Role
+from core.access.models import Role
 
 
 def test_it_leads_to_the_pages_there_are_with_the_role_they_need() -> None:

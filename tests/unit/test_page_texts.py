@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from app.admin import contents, curl, differences, json_text, shown
 from core import ids, jsontext
 from core.payloads import FORMATS, StoredEvent, render
+from core.secrets.signing import Signer
 from core.sent_bodies import find
-from core.signing import Signer
 from tests.receiver import Receiver
 
 HOSTILE = "</pre><script>alert(1)</script>'\"\\ $(id) `id` $HOME !! \u202eevil\u202c \u200b\x7f\x9b \U000e0041 é 🐴"

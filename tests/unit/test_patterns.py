@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import InvalidFilter
-from core.patterns import MAX_LENGTH, PatternSet, validate_event_type, validate_pattern
+from core.matching.patterns import MAX_LENGTH, PatternSet, validate_event_type, validate_pattern
 
 
 @pytest.mark.parametrize("text", ["a", "order.paid", "inventory.quantity.updated", "A-b_9.0", "x" * MAX_LENGTH])

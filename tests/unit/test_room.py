@@ -9,9 +9,9 @@ from uuid import UUID
 
 import pytest
 
-from core.breaker import BreakerSettings
 from core.ids import new_id
-from core.limits import Limits
+from core.limiting.breaker import BreakerSettings
+from core.limiting.limits import Limits
 from worker.engine import Engine
 from worker.gates import Gate
 from worker.membership import Membership

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import HookwrightError
-from core.sealing import InvalidKey, Sealer, SealError, Tampered, UnknownKey, generate_key
+from core.secrets.sealing import InvalidKey, Sealer, SealError, Tampered, UnknownKey, generate_key
 
 OLD = base64.b64encode(bytes(range(32))).decode()
 NEW = base64.b64encode(bytes(range(100, 132))).decode()

@@ -18,7 +18,7 @@ from core.egress import EgressPolicy, Target
 from core.failures import ErrorKind
 from core.payloads import StoredEvent
 from core.retry import RetryPolicy
-from core.signing import Signer
+from core.secrets.signing import Signer
 from core.states import DeadReason, PendingReason, State
 from worker.plans import MASK, USER_AGENT, Plan
 from worker.send_errors import SendError

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import ValidationFailed
-from core.signing import (
+from core.secrets.signing import (
     SCHEMES,
     Signer,
     generate_secret,

@@ -9,11 +9,11 @@ import pytest
 
 from app.admin import subscription_words as words
 from core import ids
-from core.breaker import BLANK, Breaker, BreakerSettings, BreakerState
+from core.access.models import AuditEntry
 from core.health import Health
-from core.limits import Limits
+from core.limiting.breaker import BLANK, Breaker, BreakerSettings, BreakerState
+from core.limiting.limits import Limits
 from core.models import Subscription
-from core.models_access import AuditEntry
 from core.retry import RetryPolicy
 from core.stats import Figures
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core import timestamps
-from core.selection import moment
+from core.listing.selection import moment
 
 BERLIN = timezone(timedelta(hours=1))
 

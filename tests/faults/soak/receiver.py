@@ -20,7 +20,8 @@ import uvloop
 
 from cli.service import StartError
 from cli.supervisor import ports
-from core import ids, signing
+from core import ids
+from core.secrets import signing
 
 NOTHING, OK, FAILED = 0, 1, 2  # what was answered
 BEAT_S = 0.05

@@ -22,7 +22,7 @@ import asyncpg
 
 from bench import usage
 from cli.process import Process
-from core import signing
+from core.secrets import signing
 from tests.faults.fleet import Fleet
 from tests.faults.parts import Parts
 from tests.faults.scene import TIMEOUT_MS, Harm

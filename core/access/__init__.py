@@ -1,0 +1,1 @@
+"""Who may come in: users, sessions, API keys, OpenID Connect."""

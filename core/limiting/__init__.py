@@ -1,0 +1,1 @@
+"""What holds requests and deliveries back: limits, quotas, rates and circuit breakers."""

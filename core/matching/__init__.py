@@ -1,0 +1,1 @@
+"""Which subscriptions want an event: patterns and filters, compiled, explained and tried out."""

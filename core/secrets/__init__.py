@@ -1,0 +1,1 @@
+"""Signing with secrets and keeping them sealed."""

@@ -1,0 +1,1 @@
+"""The database itself: connections, schema, partitions, roles, transactions shared by those who wait."""
