@@ -19,11 +19,12 @@ from bench.platform import BenchError, Platform
 from cli import target
 from core import deliveries, events, ids
 from core.acceptance import Acceptance, Request
-from core.deliveries import Finish, Tried, Verdict
+from core.deliveries import Choice, Claimed, Due, Finish, Park, Tried, Verdict
 from core.hints import Hint
 from core.secrets.sealing import Sealer
 from core.states import DeadReason, PendingReason, State
 from core.storage.database import Database
+from worker import room
 
 MARGIN_S = 10.0
 CLAIM, CLAIM_TARGET_MS, CLAIMS = 250, 20.0, 200
@@ -207,6 +208,11 @@ def _end(number: int, claimed: Any) -> Finish:
 # --- a backlog -----------------------------------------------------------------------------------------------------
 
 
+async def _first(due: Sequence[Due]) -> list[Choice | Park]:
+    """A claim's worth, as a worker with that many free slots chooses."""
+    return [Choice.CLAIM if at < CLAIM else Choice.LEAVE for at in range(len(due))]
+
+
 async def claims(platform: Platform, pending: int) -> bool:
     """Times claims from `pending` due deliveries, as a sweep and as hints make them. Whether both stay in bounds."""
     platform.signal_workers(signal.SIGSTOP)
@@ -224,14 +230,14 @@ async def claims(platform: Platform, pending: int) -> bool:
         found = {}
         async with database.driver() as driver:
 
-            async def swept(_: int) -> list[Any]:
-                return await deliveries.claim_due(driver, CLAIM, margin_s=MARGIN_S)
+            async def swept(_: int) -> list[Claimed]:
+                return (await deliveries.sweep(driver, room.MAX_LOOK, _first, margin_s=MARGIN_S)).claims
 
-            async def named(number: int) -> list[Any]:
+            async def named(number: int) -> list[Claimed]:
                 chosen = hinted[number * CLAIM : (number + 1) * CLAIM]
                 return await deliveries.claim(driver, chosen, margin_s=MARGIN_S)
 
-            for name, claim in (("claim_due", swept), ("claim", named)):
+            for name, claim in (("sweep", swept), ("claim", named)):
                 taken = []
                 cpu_s = platform.cpu_s()["postgres"]
                 for number in range(count):

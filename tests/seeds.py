@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 from core import deliveries, ids
-from core.deliveries import Claimed, Finish, Tried, Verdict
+from core.deliveries import Choice, Claimed, Due, Finish, Park, Tried, Verdict
 from core.states import DeadReason, DiscardReason, PendingReason, State
 from core.storage.database import Database
 
@@ -150,3 +150,12 @@ def seeded(database_url: str, test: Callable[[Seeds], Awaitable[Result]], pool_s
             await database.close()
 
     return asyncio.run(run())
+
+
+async def claim_due(driver: Any, limit: int, *, margin_s: float) -> list[Claimed]:
+    """Leases up to `limit` due deliveries, whosever they are."""
+
+    async def first(due: Sequence[Due]) -> list[Choice | Park]:
+        return [Choice.CLAIM if at < limit else Choice.LEAVE for at in range(len(due))]
+
+    return (await deliveries.sweep(driver, 4 * limit, first, margin_s=margin_s)).claims  # so that it finds any rank

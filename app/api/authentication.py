@@ -15,6 +15,7 @@ from core.access.api_keys import Credential
 from core.errors import AuthenticationFailed, InvalidId, NotFound, PermissionDenied, ValidationFailed
 
 CACHE_S = 5.0
+LOOK_AGAIN_S = 1.0
 CACHE_MAX = 10_000
 
 
@@ -27,8 +28,15 @@ class RecentKeys:
         self._known: OrderedDict[str, tuple[Credential, float]] = OrderedDict()
 
     def get(self, text: str) -> Credential | None:
-        found = self._known.get(text)
-        return found[0] if found is not None and found[1] > time.monotonic() else None
+        """None: it is not known, or it is time to look at it again. One caller a second is told so, and the others have
+        meanwhile what was known: else hundreds of requests would look at the same key at the same moment."""
+        credential, until = self._known.get(text, (None, 0.0))
+        now = time.monotonic()
+        if credential is None or until > now:
+            return credential
+        if credential.ends_at is None and now < until + CACHE_S:
+            self._known[text] = (credential, now + LOOK_AGAIN_S)
+        return None
 
     def put(self, text: str, credential: Credential) -> None:
         holds_s = CACHE_S
@@ -39,6 +47,9 @@ class RecentKeys:
         if len(self._known) > CACHE_MAX:
             self._known.popitem(last=False)
 
+    def forget(self, text: str) -> None:
+        self._known.pop(text, None)
+
 
 async def authenticate(headers: Mapping[str, str], services: Services, recent: RecentKeys | None = None) -> Credential:
     """The credential in `X-API-Key` or `Authorization: Bearer`. Raises `AuthenticationFailed`."""
@@ -46,16 +57,24 @@ async def authenticate(headers: Mapping[str, str], services: Services, recent: R
     known = recent.get(text) if recent is not None else None
     if known is not None:
         return known
-    if text.startswith(api_keys.MARK):
-        async with services.database.session() as session:
-            credential = await api_keys.authenticate(session, services.sealer, text)
-    else:
-        claims = services.access_tokens.read(text, datetime.now(UTC))
-        async with services.database.session() as session:
-            credential = await api_keys.authenticate_token(session, services.sealer, claims)
+    try:
+        credential = await _find(text, services)
+    except AuthenticationFailed:
+        if recent is not None:
+            recent.forget(text)
+        raise
     if recent is not None:
         recent.put(text, credential)
     return credential
+
+
+async def _find(text: str, services: Services) -> Credential:
+    if text.startswith(api_keys.MARK):
+        async with services.database.session() as session:
+            return await api_keys.authenticate(session, services.sealer, text)
+    claims = services.access_tokens.read(text, datetime.now(UTC))
+    async with services.database.session() as session:
+        return await api_keys.authenticate_token(session, services.sealer, claims)
 
 
 def _given(headers: Mapping[str, str]) -> str:

@@ -83,15 +83,6 @@ def shares_of(look: int) -> tuple[int, int, int]:
     return look, max(1, look // 2), max(1, look // 4)
 
 
-async def claim_due(driver: Any, limit: int, *, margin_s: float) -> list[Claimed]:
-    """Leases up to `limit` due deliveries, whosever they are."""
-
-    async def first(due: Sequence[Due]) -> list[Choice | Park]:
-        return [Choice.CLAIM if at < limit else Choice.LEAVE for at in range(len(due))]
-
-    return (await sweep(driver, 4 * limit, first, margin_s=margin_s)).claims  # so that it finds `limit` of any rank
-
-
 _TRY_LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended('hookwright sweep', 0))"
 # Statistics lag behind a backlog. From stale ones PostgreSQL would read all that is due and sort it, at each sweep;
 # without sorting it reads the index in order and stops after `limit` rows.

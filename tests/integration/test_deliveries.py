@@ -18,7 +18,7 @@ from core.matching import catch_up
 from core.models import Subscription
 from core.states import TRANSITIONS, DeadReason, DiscardReason, PendingReason, State
 from core.storage.database import Database
-from tests.seeds import EXHAUSTED, LATER, MARGIN_S, SUCCESS, TIMEOUT_S, Seeds, ended, seeded
+from tests.seeds import EXHAUSTED, LATER, MARGIN_S, SUCCESS, TIMEOUT_S, Seeds, claim_due, ended, seeded
 
 DROPPED = Verdict(State.DISCARDED, DiscardReason.SUBSCRIPTION_DELETED)
 
@@ -163,7 +163,7 @@ def test_what_is_not_due_is_not_claimed(database_url: str) -> None:
         held = await seeds.delivery(reason=PendingReason.PAUSED, due_at=None)
         leased = await seeds.delivery(State.SENDING, due_at=datetime.now(UTC) + timedelta(seconds=5))
         assert await seeds.claim(later, held, leased) == []
-        assert await deliveries.claim_due(seeds.driver, 100, margin_s=MARGIN_S) == []
+        assert await claim_due(seeds.driver, 100, margin_s=MARGIN_S) == []
         assert await seeds.claim() == []
 
     seeded(database_url, run)
@@ -175,7 +175,7 @@ def test_the_longest_due_are_claimed_first(database_url: str) -> None:
         by_age = {}
         for age in minutes:
             by_age[age] = await seeds.delivery(due_at=datetime.now(UTC) - timedelta(minutes=age))
-        claimed = await deliveries.claim_due(seeds.driver, 2, margin_s=MARGIN_S)
+        claimed = await claim_due(seeds.driver, 2, margin_s=MARGIN_S)
         assert {one.id for one in claimed} == {by_age[5], by_age[4]}
 
     seeded(database_url, run)
@@ -201,7 +201,7 @@ def test_claiming_a_large_backlog_takes_each_once(database_url: str) -> None:
                     claimed = (
                         await deliveries.claim(driver, ids_, margin_s=MARGIN_S)
                         if by_ids
-                        else await deliveries.claim_due(driver, 7, margin_s=MARGIN_S)
+                        else await claim_due(driver, 7, margin_s=MARGIN_S)
                     )
                     if not claimed:
                         return taken
@@ -210,7 +210,7 @@ def test_claiming_a_large_backlog_takes_each_once(database_url: str) -> None:
         taken = await asyncio.gather(*(claimer(by_ids) for by_ids in (False, False, False, True)))
         # One claimer may find nothing while another still holds its rows' locks; whatever is left is left due.
         together = [one for some in taken for one in some]
-        together += [one.id for one in await deliveries.claim_due(seeds.driver, 500, margin_s=MARGIN_S)]
+        together += [one.id for one in await claim_due(seeds.driver, 500, margin_s=MARGIN_S)]
         assert sorted(together) == sorted(ids_)
 
     seeded(database_url, run)
@@ -226,7 +226,7 @@ def test_the_second_of_two_claimers_gets_none_of_the_firsts(database_url: str) -
             transaction = seeds.driver.transaction()
             await transaction.start()
             assert len(await seeds.claim(*both)) == 2
-            passing = await deliveries.claim_due(other, 10, margin_s=MARGIN_S)
+            passing = await claim_due(other, 10, margin_s=MARGIN_S)
             assert [one.id for one in passing] == [third]
             assert await deliveries.claim(other, [*both], margin_s=MARGIN_S) == []
             await transaction.commit()
@@ -278,12 +278,12 @@ def test_holding_spends_no_attempt_and_resuming_releases(database_url: str) -> N
             assert await seeds.attempts(one) == []
         assert (await seeds.row(retry))["attempt_count"] == 2
         assert (await seeds.row(retry))["error_kind"] == "status"
-        assert await deliveries.claim_due(seeds.driver, 10, margin_s=MARGIN_S) == []
+        assert await claim_due(seeds.driver, 10, margin_s=MARGIN_S) == []
         await _resume(seeds)
         assert await deliveries.release_held(seeds.driver, seeds.subscription_id) == 3
         reasons = [(await seeds.state(one))[1] for one in everything]
         assert reasons == ["new", "retry", "replay"]
-        assert len(await deliveries.claim_due(seeds.driver, 10, margin_s=MARGIN_S)) == 3
+        assert len(await claim_due(seeds.driver, 10, margin_s=MARGIN_S)) == 3
 
     seeded(database_url, run)
 
@@ -522,7 +522,7 @@ def test_releasing_what_was_held_goes_in_steps(database_url: str, monkeypatch: p
         for _ in range(13):
             await seeds.delivery(reason=PendingReason.PAUSED, due_at=None)
         assert await deliveries.release_held(seeds.driver, seeds.subscription_id) == 13
-        assert len(await deliveries.claim_due(seeds.driver, 100, margin_s=MARGIN_S)) == 13
+        assert len(await claim_due(seeds.driver, 100, margin_s=MARGIN_S)) == 13
 
     seeded(database_url, run)
 
@@ -685,7 +685,7 @@ def test_with_priority_what_was_missed_goes_before_what_is_due(database_url: str
         missed = [await seeds.event(at=now - timedelta(minutes=n)) for n in (50, 40, 30)]
         due = await seeds.delivery(reason="new", due_at=now - timedelta(seconds=1))
         created = await _catch_up(seeds, now - timedelta(hours=1), first=first)
-        [taken] = await deliveries.claim_due(seeds.driver, 1, margin_s=MARGIN_S)
+        [taken] = await claim_due(seeds.driver, 1, margin_s=MARGIN_S)
         assert taken.id == (created[0] if first else due)
         assert len(created) == len(missed)
 

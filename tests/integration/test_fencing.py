@@ -17,7 +17,7 @@ from core import deliveries, ids, replays
 from core.deliveries import Claimed, Finish, Verdict, requests
 from core.states import DeadReason, State
 from core.storage import partitions
-from tests.seeds import EXHAUSTED, LATER, MARGIN_S, SUCCESS, Seeds, ended, seeded, tried
+from tests.seeds import EXHAUSTED, LATER, MARGIN_S, SUCCESS, Seeds, claim_due, ended, seeded, tried
 from tests.services import as_owner
 
 VERDICTS = {"success": SUCCESS, "retry": LATER, "end": EXHAUSTED}
@@ -91,9 +91,9 @@ def test_a_lease_that_ended_still_holds_until_another_worker_claims(database_url
 def test_a_dead_workers_delivery_is_claimed_again_with_its_attempts_counted(database_url: str) -> None:
     async def run(seeds: Seeds) -> None:
         claimed = await seeds.claim_one(await seeds.delivery(attempt_count=3, series=1))
-        assert await deliveries.claim_due(seeds.driver, 10, margin_s=MARGIN_S) == []
+        assert await claim_due(seeds.driver, 10, margin_s=MARGIN_S) == []
         await seeds.make_due(claimed.id)
-        [again] = await deliveries.claim_due(seeds.driver, 10, margin_s=MARGIN_S)
+        [again] = await claim_due(seeds.driver, 10, margin_s=MARGIN_S)
         assert (again.id, again.attempt_count, again.series) == (claimed.id, 3, 1)
         assert again.token != claimed.token
 

@@ -14,7 +14,7 @@ from core import deliveries, settling
 from core.deliveries import Choice, Chooser, Due, Park, ParkedRoom, queues
 from core.states import PendingReason, State
 from core.storage.database import Database
-from tests.seeds import MARGIN_S, Seeds, seeded
+from tests.seeds import MARGIN_S, Seeds, claim_due, seeded
 
 LIMITED = Park(PendingReason.RATE_LIMITED, 0.0)
 
@@ -37,7 +37,7 @@ def test_what_is_parked_is_claimed_for_its_subscription_alone(database_url: str)
         swept = await deliveries.sweep(seeds.driver, 10, choosing(LIMITED), margin_s=MARGIN_S)
         assert (swept.claims, len(swept.parked)) == ([], 4)
         assert await seeds.state(mine[0]) == ("pending", "rate_limited")
-        assert await deliveries.claim_due(seeds.driver, 10, margin_s=MARGIN_S) == []
+        assert await claim_due(seeds.driver, 10, margin_s=MARGIN_S) == []
         assert await seeds.claim(*mine) == []  # a hint that comes late
         claims = await deliveries.claim_parked(seeds.driver, [ParkedRoom(seeds.subscription_id, 2)], margin_s=MARGIN_S)
         assert [one.id for one in claims] == mine[:2]

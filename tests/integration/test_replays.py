@@ -22,7 +22,7 @@ from core.states import DeadReason, DiscardReason, State
 from core.storage.database import Database
 from tests.platform import eventually, platform
 from tests.receiver import Receiver
-from tests.seeds import EXHAUSTED, LATER, SUCCESS, Seeds, ended, seeded
+from tests.seeds import EXHAUSTED, LATER, SUCCESS, Seeds, claim_due, ended, seeded
 
 COUNTERS = ("total", "sent", "succeeded", "failed", "skipped")
 
@@ -472,7 +472,7 @@ def test_outcomes_are_counted_and_the_replay_completes(database_url: str) -> Non
 def test_what_a_replay_sends_and_its_subscription_is_then_disabled_fails(database_url: str) -> None:
     async def run(seeds: Seeds) -> None:
         replay = await one(seeds, await seeds.delivery(State.DEAD))
-        [claimed] = await deliveries.claim_due(seeds.driver, 1, margin_s=10.0)
+        [claimed] = await claim_due(seeds.driver, 1, margin_s=10.0)
         verdict = Verdict(State.DEAD, DeadReason.SUBSCRIPTION_DISABLED)
         assert await deliveries.finish(seeds.driver, [Finish(claimed, verdict)]) == [True]
         assert await counters(seeds, replay.id) == ("running", 1, 1, 0, 1, 0)

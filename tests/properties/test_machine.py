@@ -47,7 +47,7 @@ from tests.properties.model import (
     ModelReplay,
     ModelSubscription,
 )
-from tests.seeds import Seeds, tried
+from tests.seeds import Seeds, claim_due, tried
 from tests.services import as_owner
 
 EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "50"))
@@ -195,7 +195,7 @@ class Machine(RuleBasedStateMachine):
 
     def _claim_due(self, limit: int) -> list[Claimed]:
         due = self.model.due()
-        claimed = self.do(deliveries.claim_due(self.driver, limit, margin_s=MARGIN_S))
+        claimed = self.do(claim_due(self.driver, limit, margin_s=MARGIN_S))
         assert len(claimed) == min(limit, len(due))
         return self._claimed(claimed, due & {one.id for one in claimed})
 
