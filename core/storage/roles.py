@@ -17,6 +17,8 @@ from typing import Any
 from sqlalchemy import Connection, text
 from sqlmodel import SQLModel
 
+import core.access.models
+import core.models  # noqa: F401 - fills the metadata
 from core.errors import HookwrightError
 
 _EVERYTHING = "SELECT, INSERT, UPDATE, DELETE"
