@@ -37,7 +37,7 @@ lint: setup ## style, types, faults of security and the rule on imports
 test: lint ## lint and all tests
 	@# Three at a time on two cores: many of the tests wait rather than compute, and a file's share what they plant.
 	@# In their order, the slow files first: by default the files of many tests are, which are the quick ones.
-	$(RUN) pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 15
+	$(RUN) pytest -n 4 --dist loadfile --no-loadscope-reorder --durations 15
 
 fuzz: setup ## a long run of strange requests by the OpenAPI document; of each kind for each operation (EXAMPLES=300)
 	@$(RUN) tests.fuzz$(if $(EXAMPLES), $(call quoted,$(EXAMPLES)))

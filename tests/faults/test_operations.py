@@ -34,7 +34,7 @@ from worker import loops
 
 Play = Callable[[Scenario], None]
 
-ROOT = Path(schema.__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGES = ("app", "core", "worker", "cli", "migrations", "templates")
 READS = ("/v1/webhooks/subscriptions", "/v1/deliveries", "/v1/events", "/v1/replays")
 
