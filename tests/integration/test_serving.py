@@ -13,7 +13,7 @@ import httpx
 import pytest
 import uvloop
 
-from cli.serving import Bounds, Server, serve
+from cli.serving import PIECE, Bounds, Server, Together, serve
 from cli.supervisor.ports import free_port
 from core import ids
 from tests.commands import Running
@@ -352,6 +352,93 @@ def test_few_requests_wait_behind_another_and_no_refusal_gets_into_an_answer() -
                 return not served.server.server_state.tasks
 
             await eventually(told, WITHIN_S, "an end of what was under way")
+
+    run(main)
+
+
+class Writes:
+    """What of a transport and of uvicorn's cycle is needed to see what is written."""
+
+    response_started = False
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def close(self) -> None:
+        self.written.append(b"closed")
+
+
+def test_the_head_of_an_answer_and_its_body_are_one_write() -> None:
+    def written(*pieces: bytes, close: bool = False) -> list[bytes]:
+        seen: Any = Writes()
+        together = Together(seen, seen)
+        together.write(b"100 Continue ")
+        seen.response_started = True
+        for piece in pieces:
+            together.write(piece)
+        together.flush()
+        if close:
+            together.close()
+        return seen.written[1:]
+
+    assert written(b"head ", b"body ", b"more ") == [b"head body ", b"more "]
+    assert written(b"head ") == [b"head "], "an answer to HEAD"
+    assert written(b"head ", b"") == [b"head "]
+    assert written(b"head ", b"x" * PIECE + b"x") == [b"head ", b"x" * PIECE + b"x"], "not worth a copy"
+    assert written(b"head ", close=True) == [b"head ", b"closed"]
+    assert written() == []
+
+
+async def answers(scope: Any, receive: Any, send: Any) -> None:
+    """By its path: an answer with a body, without one, in two pieces, or one that breaks off after its head."""
+    if scope["type"] != "http":
+        await large(scope, receive, send)
+        return
+    path = scope["path"]
+    if path == "/asks":
+        while (await receive()).get("more_body"):
+            pass
+    length = {"/none": [], "/pieces": []}.get(path, [(b"content-length", b"4")])
+    await send({"type": "http.response.start", "status": 204 if path == "/none" else 200, "headers": length})
+    if path == "/breaks":
+        return
+    if path == "/pieces":
+        await send({"type": "http.response.body", "body": b"bo", "more_body": True})
+        await send({"type": "http.response.body", "body": b"dy"})
+    else:
+        await send({"type": "http.response.body", "body": b"" if path == "/none" else b"body"})
+
+
+def test_answers_of_every_kind_arrive_whole() -> None:
+    async def main() -> None:
+        async with serving(answers) as served:
+            for request, status, rest in (
+                (b"GET /body", b"200 OK", b"body"),
+                (b"HEAD /body", b"200 OK", b""),
+                (b"GET /none", b"204 No Content", b""),
+                (b"GET /pieces", b"200 OK", b"2\r\nbo\r\n2\r\ndy\r\n0\r\n\r\n"),
+                (b"GET /breaks", b"200 OK", b""),
+            ):
+                for more in (b"", b"Connection: close\r\n"):
+                    client = await served.connect()
+                    await client.send(request + b" HTTP/1.1\r\nHost: x\r\n" + more + b"\r\n")
+                    if not more and request != b"GET /breaks":  # the connection is kept: another request closes it
+                        await client.send(request + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                    said = (await client.answer()).split(b"HTTP/1.1 ")[1:]
+                    assert len(said) == (1 if more or request == b"GET /breaks" else 2), request
+                    for answer in said:
+                        head, _, body = answer.partition(b"\r\n\r\n")
+                        assert (head.partition(b"\r\n")[0], body) == (status, rest), request
+            client = await served.connect()
+            ask = b"POST /asks HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+            await client.send(ask)
+            await client.until(b"100 Continue\r\n\r\n")
+            await client.send(b"ok")
+            await client.until(b"200 OK")
+            await client.until(b"body")
 
     run(main)
 
