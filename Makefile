@@ -35,7 +35,7 @@ lint: setup ## style, types, faults of security and the rule on imports
 	.venv/bin/python -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
 
 test: lint ## lint and all tests
-	@# Three at a time on two cores: many of the tests wait rather than compute, and a file's share what they plant.
+	@# Four at a time on two cores: many of the tests wait rather than compute, and a file's share what they plant.
 	@# In their order, the slow files first: by default the files of many tests are, which are the quick ones.
 	$(RUN) pytest -n 4 --dist loadfile --no-loadscope-reorder --durations 15
 

@@ -162,6 +162,9 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         if self._running is not None:
             cast("Together", self._running.transport).flush()  # an answer to HEAD has nothing that follows
+            # Each holds the other, and the request; what is no cycle, the garbage collector need not find.
+            self._running.transport = self.transport
+            self._running = None
         self._served = True
         self._since = self.loop.time()
         super().on_response_complete()
@@ -191,6 +194,7 @@ class Connection(HttpToolsProtocol):
         under_way = cycle is not None and not cycle.response_complete
         if under_way:
             cycle.disconnected = True
+            cycle.waiting_for_100_continue = False  # or it would say so after our answer
             cycle.message_event.set()
         if under_way and (cycle.response_started or not self._in_body or self.pipeline):
             self.transport.close()

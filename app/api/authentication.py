@@ -28,27 +28,30 @@ class RecentKeys:
         self._known: OrderedDict[str, tuple[Credential, float]] = OrderedDict()
 
     def get(self, text: str) -> Credential | None:
-        """None: it is not known, or it is time to look at it again. One caller a second is told so, and the others have
-        meanwhile what was known: else hundreds of requests would look at the same key at the same moment."""
+        """None: it is not known, or it is time to look at it again. Where it is in use, one caller a second is told so
+        and the others have what was known: else hundreds of requests would look at it at the same moment."""
         credential, until = self._known.get(text, (None, 0.0))
         now = time.monotonic()
         if credential is None or until > now:
             return credential
-        if credential.ends_at is None and now < until + CACHE_S:
-            self._known[text] = (credential, now + LOOK_AGAIN_S)
+        if now < until + CACHE_S:
+            self._known[text] = (credential, now + _holds_s(credential, LOOK_AGAIN_S))
         return None
 
     def put(self, text: str, credential: Credential) -> None:
-        holds_s = CACHE_S
-        if credential.ends_at is not None:
-            holds_s = min(holds_s, (credential.ends_at - datetime.now(UTC)).total_seconds())
-        self._known[text] = (credential, time.monotonic() + holds_s)
+        self._known[text] = (credential, time.monotonic() + _holds_s(credential, CACHE_S))
         self._known.move_to_end(text)
         if len(self._known) > CACHE_MAX:
             self._known.popitem(last=False)
 
     def forget(self, text: str) -> None:
         self._known.pop(text, None)
+
+
+def _holds_s(credential: Credential, most_s: float) -> float:
+    if credential.ends_at is None:
+        return most_s
+    return min(most_s, (credential.ends_at - datetime.now(UTC)).total_seconds())
 
 
 async def authenticate(headers: Mapping[str, str], services: Services, recent: RecentKeys | None = None) -> Credential:

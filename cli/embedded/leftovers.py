@@ -17,6 +17,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from cli.service import POLL_S, StartError
 
@@ -37,32 +38,36 @@ def find_leftovers(uid: int, program: str, marks: Iterable[str]) -> list[int]:
     return found
 
 
-async def end_leftovers(
-    uid: int, program: str, marks: tuple[str, ...], stages: tuple[tuple[signal.Signals | None, float], ...]
-) -> list[int]:
-    """Sends each stage's signal (None: only waits) and gives them its seconds; returns who was there.
+class Stage(NamedTuple):
+    """One way to end them: `signum` (None: nothing is sent), and how long they have. `chief`: only those with the first
+    mark are sent it, and end the others; where there is none, the stage is left out."""
 
-    Whoever has the first mark is asked to end the others too, as it knows how: only SIGKILL goes to all of
-    them. A fast shutdown's SIGINT means "cancel" to a backend of PostgreSQL, and to its checkpointer that the
-    others have ended already; what they write after its last checkpoint is a panic.
-    """
+    signum: signal.Signals | None
+    wait_s: float
+    chief: bool = False
+
+
+async def end_leftovers(uid: int, program: str, marks: tuple[str, ...], stages: tuple[Stage, ...]) -> list[int]:
+    """Takes the stages until nobody is left; returns who was there. Raises `StartError` where somebody stays."""
     first = remaining = find_leftovers(uid, program, marks)
-    for signum, wait_s in stages:
-        asked = remaining
-        if signum is not signal.SIGKILL:
-            asked = find_leftovers(uid, program, marks[:1]) or remaining
-        for pid in asked if signum is not None else ():
+    for stage in stages:
+        asked = find_leftovers(uid, program, marks[:1]) if stage.chief else remaining
+        if not asked:
+            continue
+        for pid in asked if stage.signum is not None else ():
             try:
-                os.kill(pid, signum or 0)
+                os.kill(pid, stage.signum or 0)
             except ProcessLookupError:
                 continue
-        deadline = time.monotonic() + wait_s
+        deadline = time.monotonic() + stage.wait_s
         while remaining and time.monotonic() < deadline:
             await asyncio.sleep(POLL_S)
             remaining = find_leftovers(uid, program, marks)
         if not remaining:
             return first
-    raise StartError(f"processes {remaining} of an earlier run ({program}) can't be ended")
+    if remaining:
+        raise StartError(f"processes {remaining} of an earlier run ({program}) can't be ended")
+    return first
 
 
 def _processes() -> Iterator[tuple[int, int, str]]:

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 from cli.embedded.accounts import Place, choose_place, find_home, write_pointer
 from cli.embedded.binaries import POSTGRES_MAJOR, postgres_bin
-from cli.embedded.leftovers import end_leftovers
+from cli.embedded.leftovers import Stage, end_leftovers
 from cli.embedded.paths import (
     FolderLock,
     folder_id,
@@ -149,8 +149,15 @@ class EmbeddedPostgres(Service):
             # Its own command line, and the names its backends give themselves (see cluster_name).
             (f"-D {self.place.cluster} -c ", f"postgres: {self._cluster_name}: "),
             # Backends of a killed postmaster leave by themselves when they notice. Then a fast shutdown, an
-            # immediate one, and force: the log is replayed at the next start, so none of these loses data.
-            ((None, 0.5), (signal.SIGINT, 10), (signal.SIGQUIT, 3), (signal.SIGKILL, 2)),
+            # immediate one, and force: the log is replayed at the next start, so none of these loses data. A fast one
+            # is the postmaster's business alone: SIGINT tells the checkpointer that the others have ended, and what
+            # they write after its last checkpoint is a panic.
+            (
+                Stage(None, 0.5),
+                Stage(signal.SIGINT, 10, chief=True),
+                Stage(signal.SIGQUIT, 3),
+                Stage(signal.SIGKILL, 2),
+            ),
         )
         self._has_role = False
         self._stale_pid = self._read_stale_pid()

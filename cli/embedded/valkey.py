@@ -10,7 +10,7 @@ import signal
 from pathlib import Path
 
 from cli.embedded.binaries import valkey_server
-from cli.embedded.leftovers import end_leftovers
+from cli.embedded.leftovers import Stage, end_leftovers
 from cli.embedded.paths import (
     FolderLock,
     make_data_dir,
@@ -70,7 +70,7 @@ class EmbeddedValkey(Service):
             os.geteuid(),
             "valkey-server",
             (f"--dir {self.folder} --",),
-            ((None, 0.1), (signal.SIGTERM, 5), (signal.SIGKILL, 2)),
+            (Stage(None, 0.1), Stage(signal.SIGTERM, 5), Stage(signal.SIGKILL, 2)),
         )
         make_socket_dir(self.data_dir)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -354,6 +355,22 @@ def test_few_requests_wait_behind_another_and_no_refusal_gets_into_an_answer() -
             await eventually(told, WITHIN_S, "an end of what was under way")
 
     run(main)
+
+
+def test_whoever_is_refused_is_not_asked_to_continue(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with serving(large) as served:
+            caplog.set_level(logging.ERROR, "uvicorn.error")  # `serving` has silenced it
+            client = await served.connect()
+            head = b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n"
+            await client.send(head + b"ZZ\r\n")
+            answer = await client.answer()
+            assert answer.startswith(b"HTTP/1.1 400")
+            assert b"100 Continue" not in answer
+            await served.at_most(0)
+
+    run(main)
+    assert not caplog.records
 
 
 class Writes:
