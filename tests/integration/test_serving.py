@@ -357,22 +357,6 @@ def test_few_requests_wait_behind_another_and_no_refusal_gets_into_an_answer() -
     run(main)
 
 
-def test_whoever_is_refused_is_not_asked_to_continue(caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        async with serving(large) as served:
-            caplog.set_level(logging.ERROR, "uvicorn.error")  # `serving` has silenced it
-            client = await served.connect()
-            head = b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n"
-            await client.send(head + b"ZZ\r\n")
-            answer = await client.answer()
-            assert answer.startswith(b"HTTP/1.1 400")
-            assert b"100 Continue" not in answer
-            await served.at_most(0)
-
-    run(main)
-    assert not caplog.records
-
-
 class Writes:
     """What of a transport and of uvicorn's cycle is needed to see what is written."""
 
@@ -458,6 +442,22 @@ def test_answers_of_every_kind_arrive_whole() -> None:
             await client.until(b"body")
 
     run(main)
+
+
+def test_whoever_is_refused_is_not_asked_to_continue(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with serving(answers) as served:
+            caplog.set_level(logging.ERROR, "uvicorn.error")  # `serving` has silenced it
+            client = await served.connect()
+            head = b"POST /asks HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n"
+            await client.send(head + b"ZZ\r\n")
+            answer = await client.answer()
+            assert answer.startswith(b"HTTP/1.1 400")
+            assert b"100 Continue" not in answer
+            await served.at_most(0)
+
+    run(main)
+    assert not caplog.records
 
 
 def test_idle_connections_make_room_and_those_at_work_do_not() -> None:
