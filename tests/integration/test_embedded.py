@@ -8,6 +8,8 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from cli.embedded import EmbeddedPostgres, EmbeddedValkey, accounts, binaries, ensure_secret_keys, find_running
-from cli.embedded.leftovers import find_leftovers
+from cli.embedded.leftovers import Stage, end_leftovers, find_leftovers
 from cli.embedded.paths import make_socket_dir, socket_dir_path
 from cli.service import StartError
 from tests.services import Services, eventually, make_data_dir, plain_url
@@ -459,3 +461,40 @@ def test_services_make_databases_from_a_template() -> None:
         services.drop_database(template)
     finally:
         services.stop()
+
+
+ASKED = """
+import signal, sys, time
+signal.signal(signal.SIGINT, lambda *_: sys.exit(7))
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("with_chief", [True, False])
+def test_only_the_chief_is_asked_to_end_the_others(with_chief: bool) -> None:
+    """As a postmaster is, whose checkpointer takes a fast shutdown's signal for the end of everybody else."""
+    marks = (f"chief-{os.getpid()}", f"other-{os.getpid()}")
+    program = Path(sys.executable).name
+    started = [
+        subprocess.Popen([sys.executable, "-c", ASKED, mark], stdout=subprocess.PIPE, text=True)
+        for mark in marks[not with_chief :]
+    ]
+    try:
+        for one in started:
+            assert one.stdout is not None
+            assert one.stdout.readline() == "ready\n"
+        ids = [one.pid for one in started]
+        reaper = threading.Thread(target=lambda: [one.wait() for one in started])
+        reaper.start()
+        stages = (Stage(signal.SIGINT, 1.0, chief=True), Stage(signal.SIGKILL, 10))
+        ended = asyncio.run(end_leftovers(os.geteuid(), program, marks, stages))
+        reaper.join()
+        assert sorted(ended) == sorted(ids)
+        assert [one.returncode for one in started] == ([7, -signal.SIGKILL] if with_chief else [-signal.SIGKILL])
+    finally:
+        for one in started:
+            one.kill()
+            one.wait()
+            assert one.stdout is not None
+            one.stdout.close()
