@@ -11,11 +11,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from cli.process import Command, Process, log_tail
-from cli.supervisor.ports import free_port, why_not_200
+from cli.supervisor.ports import why_not_200
 from tests.faults.parts import Parts
 from tests.faults.scene import LEASE_MARGIN_S, SLACK_S, SWEEP_S, Harm, Scene, until
 from tests.forks import ForkedProcess
 from tests.platform import environment
+from tests.ports import free_port
 from tests.receiver import Receiver
 
 START_WITHIN_S = 60.0
@@ -33,7 +34,7 @@ class Fleet(Scene):
     """See the module. Whoever makes one calls `end`."""
 
     def __init__(self, parts: Parts, database_url: str, receiver: Receiver, folder: Path, seed: int) -> None:
-        self._port = free_port("127.0.0.1", 0)
+        self._port = free_port()
         super().__init__(f"http://127.0.0.1:{self._port}", database_url, receiver, seed)
         self.parts = parts
         self._folder = folder

@@ -8,11 +8,11 @@ import time
 from collections.abc import Awaitable, Callable
 
 from cli.process import Process
-from cli.supervisor.ports import free_port
 from tests.faults.conftest import Scenario
 from tests.faults.fleet import Fleet
 from tests.faults.ledger import settle
 from tests.faults.producer import Producer
+from tests.ports import free_port
 
 Play = Callable[[Scenario], None]
 STOPPED_WITHIN_S = 10.0
@@ -39,7 +39,7 @@ def test_three_workers_of_which_random_ones_die_never_claim_the_same(play: Play,
 
 def test_restarted_in_turn_under_load_nobody_notices(play: Play, seed: int) -> None:
     async def scenario(fleet: Fleet) -> None:
-        port = free_port("127.0.0.1", 0)
+        port = free_port()
         web, worker = await fleet.start()
         second_web, _ = await asyncio.gather(fleet.start_web(port=port), fleet.start_worker())
         await fleet.subscribe("/slow/0.05")

@@ -19,7 +19,6 @@ import redis
 import structlog
 from sqlalchemy.engine import make_url
 
-from cli.supervisor.ports import free_port
 from core import ids, organizations
 from core.access import api_keys, set_up_link
 from core.audit import COMMAND_LINE, record
@@ -32,6 +31,7 @@ from tests.dumps import dump, forms, leaks
 from tests.forks import Forked
 from tests.pages import SAME_ORIGIN, form_token_in
 from tests.platform import SECRET_KEY, environment, eventually
+from tests.ports import free_port
 from tests.receiver import Receiver
 from tests.services import Services, plain_url
 
@@ -129,7 +129,7 @@ class System:
     def __init__(self, database_url: str, owner_url: str, redis_url: str, folder: Path) -> None:
         self.owner_url, self.folder = owner_url, folder
         self._stack = ExitStack()
-        self.ports = [free_port("127.0.0.1", 0) for _ in range(2)]
+        self.ports = [free_port() for _ in range(2)]
         for port, log_format in zip(self.ports, ("text", "json"), strict=True):
             more = {
                 "OIDC_ISSUER": "http://127.0.0.1:1",
@@ -213,7 +213,7 @@ async def do_it_right(call: Caller, receiver: Receiver) -> list[str]:
         }
         made.append((await call.data("POST", SUBSCRIPTIONS, body, headers={"Idempotency-Key": way}))["id"])
         await call.data("POST", SUBSCRIPTIONS, body, headers={"Idempotency-Key": way})  # the answer again
-    closed = f"http://127.0.0.1:{free_port('127.0.0.1', 0)}/"
+    closed = f"http://127.0.0.1:{free_port()}/"
     hmac = {"url": closed, "events": ["*"], "retry_policy": ONCE, "headers": {"X-Token": HEADER}}
     made.append(
         (await call.data("POST", SUBSCRIPTIONS, hmac | {"authentication": {"type": "hmac_sha256", "secret": PLAIN}}))[

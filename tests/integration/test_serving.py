@@ -15,10 +15,10 @@ import pytest
 import uvloop
 
 from cli.serving import PIECE, Bounds, Server, Together, serve
-from cli.supervisor.ports import free_port
 from core import ids
 from tests.commands import Running
 from tests.platform import Platform, environment, eventually, platform
+from tests.ports import free_port
 
 WITHIN_S = 20.0  # far more than any bound here; what comes later comes never
 # Short, and longer than a busy machine lets this process wait for its turn.
@@ -528,7 +528,7 @@ def test_clients_that_keep_us_waiting_make_room_where_nobody_is_idle() -> None:
 
 
 def test_hookwright_web_serves_within_these_bounds(database_url: str, redis_url: str) -> None:
-    port = free_port("127.0.0.1", 0)
+    port = free_port()
     with Running("web", "--port", str(port), env=environment(database_url, redis_url)):
 
         async def answers() -> bool:

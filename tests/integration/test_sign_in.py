@@ -10,7 +10,7 @@ from argon2 import PasswordHasher
 
 from app import main as web
 from app.admin.visit import local_path
-from cli.supervisor.ports import free_port, why_not_200
+from cli.supervisor.ports import why_not_200
 from core import settings
 from core.access import passwords, set_up_link, throttle
 from core.access.models import Role
@@ -19,6 +19,7 @@ from tests.api import run
 from tests.commands import Running
 from tests.pages import PASSWORD, SAME_ORIGIN, WRONG, Visitor, audited, make_user, shown, signed_in
 from tests.platform import Platform, environment, eventually
+from tests.ports import free_port
 
 EMAIL = "ada@example.com"
 
@@ -339,7 +340,7 @@ def test_one_password_however_its_characters_were_typed() -> None:
 def test_an_address_is_believed_from_trusted_proxies_alone(
     database_url: str, redis_url: str, trusted: dict[str, str], address: str
 ) -> None:
-    port = free_port("127.0.0.1", 0)
+    port = free_port()
     # uvicorn's own variable, which would have it believe anybody.
     env = environment(database_url, redis_url, **trusted) | {"FORWARDED_ALLOW_IPS": "*"}
     # What a client says of itself comes first; what the proxy adds, last.

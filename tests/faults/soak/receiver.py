@@ -7,7 +7,6 @@ connection that still stood, so what is not noted as answered with 200 was not a
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import threading
 import time
@@ -18,10 +17,9 @@ from typing import Any, NamedTuple, Self, cast
 
 import uvloop
 
-from cli.service import StartError
-from cli.supervisor import ports
 from core import ids
 from core.secrets import signing
+from tests.ports import free_port
 
 NOTHING, OK, FAILED = 0, 1, 2  # what was answered
 BEAT_S = 0.05
@@ -29,15 +27,6 @@ ROTATED_SLACK_S = 10.0  # beyond its grace period, how long an old secret may st
 
 _OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 _FAILED = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
-
-
-def free_port() -> int:
-    """One below those that the system gives to outgoing connections. While nobody listens on one of those, a client
-    that dials it may be given the same port for itself, and then speaks with itself and keeps it taken."""
-    while True:
-        port = random.SystemRandom().randrange(15_000, 30_000)
-        with contextlib.suppress(StartError):
-            return ports.free_port("127.0.0.1", port)
 
 
 class Request(NamedTuple):

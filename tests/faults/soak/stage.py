@@ -28,7 +28,7 @@ from tests.faults.parts import Parts
 from tests.faults.scene import TIMEOUT_MS, Harm
 from tests.faults.soak.plan import LEASE_MARGIN_S, Fault
 from tests.faults.soak.producer import TYPES
-from tests.faults.soak.receiver import Behaviour, SoakReceiver, free_port
+from tests.faults.soak.receiver import Behaviour, SoakReceiver
 
 BACK_WITHIN_S = 60.0  # for whatever is started or asked while other things are down
 GRACE_S = 30
@@ -97,8 +97,6 @@ class Stage:
             url = await parts.fresh()
             receiver = stack.enter_context(SoakReceiver([behaviour for _, _, behaviour in SUBSCRIPTIONS], seed))
             fleet = Fleet(parts, url, cast(Any, receiver), folder, seed)  # of the receiver it uses only `url`
-            fleet._port = free_port()
-            fleet.url = f"http://127.0.0.1:{fleet._port}"
             stack.push_async_callback(fleet.end)
             stage = cls(parts, fleet, receiver)
             await fleet.make_tenant()
