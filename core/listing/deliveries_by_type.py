@@ -19,7 +19,7 @@ from core.listing.lists import Page, Paging
 from core.listing.selection import Choice, plan_by_value
 from core.models import Delivery, Event
 
-EVENTS_REACH = 500  # events whose deliveries one page looks at
+EVENTS_REACH = 250  # events whose deliveries one page looks at
 DELIVERIES_REACH = 10_000  # and about as many deliveries: an event may have thousands
 
 

@@ -25,7 +25,7 @@ from core.models import Attempt, Delivery, Subscription
 from core.storage.database import TooSlow, within
 
 CLOCKS_DIFFER = timedelta(days=1)
-REACH_IN_INDEX = 20_000  # entries that a page walks at most where the index itself checks
+REACH_IN_INDEX = 10_000  # entries that a page walks at most where the index itself checks
 REACH_IN_PAYLOADS = 5_000  # deliveries whose payloads a page reads at most
 SEARCH_TIMEOUT_MS = 3_000
 COUNT_TIMEOUT_MS = 250  # of a count that only tells how many there are; without it the page is as good

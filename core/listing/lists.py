@@ -19,8 +19,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 from core.listing import selection
 
 MAX_COUNTED = 10_000  # rows that a total counts, and that pages by number reach
-REACH = 10_000  # rows that a page walks at most where each must be looked at
-SOON = 10  # rows that it walks first, for each that it may show
+REACH = 5_000  # rows that a page walks at most where each must be looked at
 
 Conditions = Sequence[ColumnElement[bool]]
 
@@ -67,21 +66,14 @@ class Walk:
         if not self.checked:
             return await take(session, paging, wanted, None)
         await selection.plan_by_value(session)
-        page = Page((), False)
-        # Mostly a page is full soon. By number, all rows count.
-        soon = min(SOON * paging.limit, self.reach) if paging.page is None else self.reach
-        for reach in sorted({soon, self.reach}):
-            edge = await self._edge(session, walked, paging, reach)
-            within = () if edge is None else (key >= edge if paging.descending else key <= edge,)
-            page = await take(session, paging, wanted.where(*within), edge)
-            if page.more or edge is None:
-                break
-        return page
+        edge = await self._edge(session, walked, paging)
+        within = () if edge is None else (key >= edge if paging.descending else key <= edge,)
+        return await take(session, paging, wanted.where(*within), edge)
 
-    async def _edge(self, session: AsyncSession, walked: Conditions, paging: Paging, reach: int) -> UUID | None:
+    async def _edge(self, session: AsyncSession, walked: Conditions, paging: Paging) -> UUID | None:
         """The last id within reach; None when all rows are."""
         key: Any = col(self.model.id)
-        statement = select(key).where(*walked).order_by(paging.order(key)).offset(reach - 1).limit(1)
+        statement = select(key).where(*walked).order_by(paging.order(key)).offset(self.reach - 1).limit(1)
         found: UUID | None = (await session.exec(statement)).one_or_none()
         return found
 
