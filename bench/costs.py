@@ -27,7 +27,7 @@ from core.storage.database import Database
 from worker import room
 
 MARGIN_S = 10.0
-CLAIM, CLAIM_TARGET_MS, CLAIMS = 250, 20.0, 200
+CLAIM, CLAIM_TARGET_MS, CLAIMS = room.MAX_CLAIM, 20.0, 200
 WIDE_TARGET_MS = 500.0
 BATCH = 100  # deliveries a claim and a finish, as a hint names them
 TABLES = ("events", "deliveries", "attempts")
