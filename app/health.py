@@ -60,7 +60,7 @@ async def _redis(services: Services) -> str:
 
 
 async def _workers(services: Services) -> str:
-    alive = await services.redis.exists(hints.QUEUE + health_check_key_suffix)
+    alive = await services.redis.exists(hints.JOBS + health_check_key_suffix)
     return "ok" if alive else "no worker has been seen in the last seconds"
 
 

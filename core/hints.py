@@ -1,6 +1,8 @@
-"""Hints over Redis: an arq job per batch of new deliveries, so that workers need not wait for their next sweep.
+"""Hints over Redis: new deliveries, a batch at a time, so that workers need not wait for their next sweep.
 
-A hint may be lost, doubled or late; PostgreSQL knows what is due. So nothing here ever raises or waits for long.
+They are values of a list that workers wait at, and no arq jobs: one command writes a batch and one reads it, where a
+job takes ten, and nothing has to be kept for a hint that fails. A hint may be lost, doubled or late; PostgreSQL knows
+what is due. So nothing here ever raises or waits for long.
 """
 
 from __future__ import annotations
@@ -18,23 +20,18 @@ from arq.connections import ArqRedis, RedisSettings
 from redis.asyncio import BlockingConnectionPool, Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
 from redis.exceptions import RedisError
 
-QUEUE = "hookwright:deliver"
-JOB = "deliver"
-WAKE = "hookwright:wake"  # a list that workers wait at, so that they need not look into the queue all the time
-MAX_WAKINGS = 16
-MAX_IDS = 100  # deliveries a job; a larger fan-out is shared among workers
-EXPIRES_S = 600  # by then the sweep has long found them
-# After a job, what comes in gathers for so long. A job costs a worker some 2 ms, mostly arq's own round trips: one for
-# each event would take all of its time at a few hundred events a second.
-PACE_S = 0.015
+PROMPT = "hookwright:hints"
+BULK = "hookwright:hints:bulk"  # read while nothing is in the other
+LISTS = (PROMPT, BULK)
+JOBS = "hookwright:jobs"  # arq's own queue: the housekeeping
+MAX_IDS = 100  # deliveries a batch; a larger fan-out is shared among workers
+MAX_BATCHES = 2_000  # in each list; the oldest of more are dropped, for the sweep has found those
+EXPIRES_S = 600  # nobody reads
+# After a batch, what comes in gathers for so long: each costs web and worker a round trip, and the worker a claim.
+PACE_S = 0.01
 REST_S = 1.0  # after a failure, how long Redis is left alone
 TIMEOUT_S = 1.0
-# A worker whose clock is that far behind ours still sees a hint as due. Housekeeping, which arq queues by the worker's
-# clock, stands behind the hints of so long; with a backlog it may be that late, but partitions are made a week ahead.
-CLOCKS_APART_S = 2 * 3_600
-# Of one organization, in a second. What is more stands in the queue behind others' hints of the next `BULK_BEHIND_S`.
-MAX_PROMPT = 500
-BULK_BEHIND_S = 60
+MAX_PROMPT = 500  # deliveries of one organization, in a second; what is more stands behind the hints of all others
 MAX_WAITING = 50_000  # deliveries; beyond that hints are dropped rather than piled up
 
 log = structlog.get_logger(__name__)
@@ -80,7 +77,7 @@ def connect(url: str, *, max_connections: int = 16) -> ArqRedis:
         if settings.ssl:
             options["ssl_check_hostname"] = True  # redis before 6 does not: anybody's valid certificate would do
     pool: ConnectionPool = BlockingConnectionPool(connection_class=kind, **options)
-    return ArqRedis(pool_or_conn=pool, job_serializer=serialize, job_deserializer=deserialize, default_queue_name=QUEUE)
+    return ArqRedis(pool_or_conn=pool, job_serializer=serialize, job_deserializer=deserialize, default_queue_name=JOBS)
 
 
 class Hints:
@@ -112,16 +109,16 @@ class Hints:
 
     async def _send_all(self) -> None:
         while self._prompt or self._bulk:
-            queue, behind_s = (self._prompt, 0) if self._prompt else (self._bulk, BULK_BEHIND_S)
+            queue, name = (self._prompt, PROMPT) if self._prompt else (self._bulk, BULK)
             batch = [queue.popleft() for _ in range(min(MAX_IDS, len(queue)))]
             try:
-                await self._redis.enqueue_job(JOB, pack(batch), _defer_by=behind_s - CLOCKS_APART_S, _expires=EXPIRES_S)
-                await self._wake()
+                pipe: Any = self._redis.pipeline(transaction=False)
+                await pipe.rpush(name, pack(batch)).ltrim(name, -MAX_BATCHES, -1).expire(name, EXPIRES_S).execute()
                 if not self._prompt and not self._bulk:
                     await asyncio.sleep(PACE_S)
             except (RedisError, OSError, TimeoutError) as error:
                 # Dropped, not kept: the sweep works from the same rows, and Redis may be away for long.
-                log.warning("hints were lost; the sweep will find their deliveries", error=repr(error))
+                log.warning("hints were lost; the sweep will find their deliveries", error=repr(error)[:200])
                 self._drop()
                 await asyncio.sleep(REST_S)
                 self._drop()
@@ -129,11 +126,6 @@ class Hints:
     def _drop(self) -> None:
         self._prompt.clear()
         self._bulk.clear()
-
-    async def _wake(self) -> None:
-        """Ends one worker's nap (`worker.picker`). Wakings that nobody waited for don't pile up."""
-        pipe: Any = self._redis.pipeline(transaction=False)
-        await pipe.lpush(WAKE, b"").ltrim(WAKE, 0, MAX_WAKINGS - 1).execute()
 
     async def close(self) -> None:
         """Sends what waits, but not for longer than `TIMEOUT_S`."""
@@ -143,20 +135,20 @@ class Hints:
         await self._redis.aclose(close_connection_pool=True)
 
 
-def pack(hints: Sequence[Hint]) -> list[list[str]]:
-    """As they stand in a job: a list of organization, subscription and its deliveries, all in hex."""
+def pack(hints: Sequence[Hint]) -> bytes:
+    """A batch as JSON: a list of lists of organization, subscription and its deliveries, all in hex."""
     groups: dict[tuple[UUID, UUID], list[str]] = {}
     for organization_id, subscription_id, delivery_id in hints:
         groups.setdefault((organization_id, subscription_id), [organization_id.hex, subscription_id.hex]).append(
             delivery_id.hex
         )
-    return list(groups.values())
+    return orjson.dumps(list(groups.values()))
 
 
-def unpack(packed: list[list[str]]) -> list[Hint]:
-    """What `pack` packed. Raises ValueError or TypeError on anything else."""
+def unpack(packed: bytes) -> list[Hint]:
+    """What `pack` packed. Raises ValueError, TypeError or AttributeError on anything else."""
     hints = []
-    for organization, subscription, *deliveries in packed:
+    for organization, subscription, *deliveries in orjson.loads(packed):
         organization_id, subscription_id = UUID(hex=organization), UUID(hex=subscription)
         hints += [Hint(organization_id, subscription_id, UUID(hex=one)) for one in deliveries]
     return hints

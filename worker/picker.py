@@ -8,49 +8,24 @@
 | a queue that is no sorted set | ends, at each look | deletes it |
 | the wall clock is set back by an hour | says nothing of its health for an hour | goes by the monotonic clock |
 | ten thousand jobs that fail or have expired | logs each | logs the first few of each minute |
-| nothing to do | looks every `poll_delay` | sleeps until a hint wakes it, or for `NAP_S` |
 
-Nothing is lost by dropping a job: it is a hint, and the sweep finds what it named.
+Nothing is lost by dropping a job: all there are is the housekeeping, which is queued anew each hour.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
 from typing import Any
 
 import redis.exceptions
 import structlog
 from arq.worker import Worker
 
-from core import hints
+from worker.sparing import spare
 
-NAP_S = 0.4  # below the time after which the client gives up on Redis
 HEALTH_S = 2  # how often the worker says that it lives; /readyz looks for it
-LOG_LINES = 10
-LOG_PERIOD_S = 60.0
 
 log = structlog.get_logger(__name__)
-
-
-class Sparing(logging.Filter):
-    """Lets the first `LOG_LINES` of each `LOG_PERIOD_S` through."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._since = -LOG_PERIOD_S
-        self._lines = 0
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        now = time.monotonic()
-        if now - self._since >= LOG_PERIOD_S:
-            self._since, self._lines = now, 0
-        self._lines += 1
-        return self._lines <= LOG_LINES
-
-
-_sparing = {name: Sparing() for name in ("arq.worker", __name__)}
 
 
 class Ended(Exception):
@@ -65,30 +40,17 @@ class Picker(Worker):
     def __init__(self, **options: Any) -> None:
         super().__init__(health_check_interval=HEALTH_S, **options)
         self._said_so_at = 0.0
-        self._found = False
-        for name, sparing in _sparing.items():
-            logging.getLogger(name).addFilter(sparing)  # once: the same filter is not added again
+        spare("arq.worker", __name__)
 
     async def main(self) -> None:
         self.ctx["redis"] = self.pool
         await self._tidy()
         while not self.ending:
-            self._found = False
             await self._poll_iteration()
-            await self._nap()
+            await asyncio.sleep(self.poll_delay_s)
         raise Ended
 
-    async def _nap(self) -> None:
-        """Waits for a hint (`core.hints` pushes a value to a list), so that an idle worker asks Redis twice a second
-        instead of a hundred times, and a new delivery still waits for nothing."""
-        if self._found or not self.allow_pick_jobs:
-            await asyncio.sleep(self.poll_delay_s)  # what was found stays in the queue until it is done
-        else:
-            redis: Any = self.pool  # its annotations mix the blocking client's with its own
-            await redis.brpop([hints.WAKE], timeout=NAP_S)
-
     async def start_jobs(self, job_ids: list[bytes]) -> None:
-        self._found = bool(job_ids)
         unreadable = [job_id for job_id in job_ids if not _is_text(job_id)]
         if unreadable:
             log.warning("jobs whose ids are no text were dropped", jobs=len(unreadable))
@@ -114,14 +76,11 @@ class Picker(Worker):
         await super().record_health()
 
     async def _tidy(self) -> None:
-        for key, kind in ((self.queue_name, b"zset"), (hints.WAKE, b"list")):
-            found = await self.pool.type(key)
-            if found not in (kind, b"none"):
-                log.warning("a queue in Redis was something else and was deleted", key=key, kind=found.decode())
-                await self.pool.delete(key)
+        found = await self.pool.type(self.queue_name)
+        if found not in (b"zset", b"none"):
+            log.warning("a queue in Redis was something else and was deleted", key=self.queue_name, kind=found.decode())
+            await self.pool.delete(self.queue_name)
         await self.pool.zremrangebyscore(self.queue_name, "-inf", 0)
-        redis: Any = self.pool
-        await redis.ltrim(hints.WAKE, 0, hints.MAX_WAKINGS - 1)
 
 
 def _is_text(job_id: bytes) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cli.process import Command, Process, log_tail
 from cli.supervisor.ports import why_not_200
+from core import hints
 from tests.faults.parts import Parts
 from tests.faults.scene import LEASE_MARGIN_S, SLACK_S, SWEEP_S, Harm, Scene, until
 from tests.forks import ForkedProcess
@@ -80,14 +81,15 @@ class Fleet(Scene):
             self.harms.append(Harm(time.monotonic(), time.monotonic()))
 
     async def hints_flow(self, within_s: float = HINTS_WITHIN_S) -> float:
-        """Waits until, from now on, web processes write hints, workers finish jobs, and /readyz is content. Needs
-        load. Returns how long that took."""
+        """Waits until, from now on, web processes write hints, workers take them, and /readyz is content. Needs load.
+        Returns how long that took."""
         await self.parts.redis("CONFIG", "RESETSTAT")
 
         async def they_do() -> bool:
             said = await self.parts.redis("INFO", "commandstats") or {}
-            written, finished = (said.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("zadd", "zrem"))
-            return written >= 5 and finished >= 5 and await self.why_not("/readyz") is None
+            written = said.get("cmdstat_rpush", {}).get("calls", 0)
+            left = [await self.parts.redis("LLEN", name) for name in hints.LISTS]
+            return written >= 5 and left == [0, 0] and await self.why_not("/readyz") is None
 
         return await until(they_do, within_s, "hints flow")
 

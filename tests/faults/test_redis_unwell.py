@@ -13,7 +13,8 @@ from tests.faults.conftest import Scenario
 from tests.faults.fleet import Fleet
 from tests.faults.ledger import settle
 from tests.faults.producer import Producer, Try
-from tests.faults.scene import SLACK_S, SWEEP_S
+from tests.faults.scene import SLACK_S, SWEEP_S, until
+from tests.platform import HANGS_S
 
 Play = Callable[[Scenario], None]
 ACCEPTED_WITHIN_S = 1.0
@@ -76,7 +77,12 @@ REFUSALS = {
         ("CONFIG", "SET", "requirepass", ""),
         PASSWORD,
     ),
-    "its queue is no queue": Refusal("was something else", ("SET", hints.QUEUE, "something else"), None),
+    "its list of hints is no list": Refusal(
+        "a list of hints in Redis was something else", ("SET", hints.PROMPT, "something else"), None
+    ),
+    "its queue of jobs is no queue": Refusal(
+        "a queue in Redis was something else", ("SET", hints.JOBS, "something else"), None
+    ),
 }
 
 
@@ -118,6 +124,12 @@ async def _refusing(fleet: Fleet, refusal: Refusal) -> AsyncIterator[None]:
     finally:
         if refusal.undo is not None:
             assert await redis(*refusal.undo, password=refusal.needs) is not None
+        else:
+            await until(lambda: _is_mended(fleet, refusal.do[1]), HANGS_S, f"{refusal.do[1]} is mended", every_s=0.1)
+
+
+async def _is_mended(fleet: Fleet, key: str) -> bool:
+    return await fleet.parts.redis("TYPE", key) not in (None, "string", b"string")
 
 
 async def _is_served(fleet: Fleet, producer: Producer) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
-import orjson
 import pytest
-from arq.connections import ArqRedis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from core import hints
@@ -52,7 +51,7 @@ def test_what_is_percent_encoded_in_the_url_is_decoded() -> None:
     assert (options["username"], options["password"], options["db"]) == ("a@b", "p/w%", 3)
 
 
-def hinting(redis_url: str, test: Callable[[Hints, ArqRedis], Awaitable[None]]) -> None:
+def hinting(redis_url: str, test: Callable[[Hints, Any], Awaitable[None]]) -> None:
     async def run() -> None:
         reader = hints.connect(redis_url)
         sender = Hints(hints.connect(redis_url))
@@ -65,15 +64,17 @@ def hinting(redis_url: str, test: Callable[[Hints, ArqRedis], Awaitable[None]]) 
     asyncio.run(run())
 
 
-async def queued(redis: ArqRedis, jobs: int) -> list[list[Hint]]:
-    """What is in the queue, in the order in which workers take it, once there are so many jobs."""
+async def queued(redis: Any, batches: int) -> list[list[Hint]]:
+    """What is in the lists, in the order in which workers take it, once there are so many batches."""
+    found: list[bytes] = []
 
     async def there() -> bool:
-        return bool(await redis.zcard(hints.QUEUE) == jobs)
+        nonlocal found
+        found = [one for name in hints.LISTS for one in await redis.lrange(name, 0, -1)]
+        return len(found) == batches
 
-    await eventually(there, what=f"{jobs} jobs")
-    names = await redis.zrange(hints.QUEUE, 0, -1)
-    return [hints.unpack(orjson.loads(await redis.get(b"arq:job:" + name))["a"][0]) for name in names]
+    await eventually(there, what=f"{batches} batches")
+    return [hints.unpack(one) for one in found]
 
 
 def some(organization_id: UUID, number: int) -> list[Hint]:
@@ -81,12 +82,12 @@ def some(organization_id: UUID, number: int) -> list[Hint]:
     return [Hint(organization_id, subscription_id, new_id()) for _ in range(number)]
 
 
-def test_the_first_goes_at_once_and_what_comes_meanwhile_in_one_job(
+def test_the_first_goes_at_once_and_what_comes_meanwhile_in_one_batch(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hints, "PACE_S", 1.0)
 
-    async def test(sender: Hints, redis: ArqRedis) -> None:
+    async def test(sender: Hints, redis: Any) -> None:
         each = some(new_id(), 31)
         sender.send(each[:1])
         assert await queued(redis, 1) == [each[:1]]
@@ -98,27 +99,24 @@ def test_the_first_goes_at_once_and_what_comes_meanwhile_in_one_job(
 
 
 def test_what_an_organization_creates_beyond_its_share_stands_behind_others(redis_url: str) -> None:
-    async def test(sender: Hints, redis: ArqRedis) -> None:
+    async def test(sender: Hints, redis: Any) -> None:
         flood, other = some(new_id(), hints.MAX_PROMPT + 250), some(new_id(), 1)
         sender.send(flood)
         sender.send(other)
-        jobs = await queued(redis, -(-(hints.MAX_PROMPT + 1) // hints.MAX_IDS) + 3)
-        in_order = [one for job in jobs for one in job]
-        prompt = [*flood[: hints.MAX_PROMPT], *other]
-        # As sets: jobs of the same millisecond stand in the queue in any order.
-        assert set(in_order[: len(prompt)]) == set(prompt)
-        assert set(in_order[len(prompt) :]) == set(flood[hints.MAX_PROMPT :])
+        batches = await queued(redis, -(-(hints.MAX_PROMPT + 1) // hints.MAX_IDS) + 3)
+        in_order = [one for batch in batches for one in batch]
+        assert in_order == [*flood[: hints.MAX_PROMPT], *other, *flood[hints.MAX_PROMPT :]]
         later = some(new_id(), 1)
         sender.send(later)
-        jobs = await queued(redis, len(jobs) + 1)
-        left = [jobs.index(job) for job in jobs if set(job) <= set(flood[hints.MAX_PROMPT :])]
-        assert jobs.index(later) < min(left), "what is new now stands before what is left of the flood"
+        batches = await queued(redis, len(batches) + 1)
+        left = [batches.index(batch) for batch in batches if set(batch) <= set(flood[hints.MAX_PROMPT :])]
+        assert batches.index(later) < min(left), "what is new now stands before what is left of the flood"
 
     hinting(redis_url, test)
 
 
 def test_a_share_is_for_a_second(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def test(sender: Hints, _: ArqRedis) -> None:
+    async def test(sender: Hints, _: Any) -> None:
         now = [100.2]
         monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now[0])
         organization_id = new_id()
@@ -130,3 +128,40 @@ def test_a_share_is_for_a_second(redis_url: str, monkeypatch: pytest.MonkeyPatch
         monkeypatch.undo()
 
     hinting(redis_url, test)
+
+
+def test_what_nobody_reads_is_bounded_and_ends(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hints, "MAX_BATCHES", 3)
+    monkeypatch.setattr(hints, "PACE_S", 0.0)
+
+    async def test(sender: Hints, redis: Any) -> None:
+        each = some(new_id(), 5 * hints.MAX_IDS)
+        sender.send(each)
+        await eventually(lambda: _is_done(sender), what="all sent")
+        assert await queued(redis, 3) == [each[at : at + hints.MAX_IDS] for at in (200, 300, 400)]
+        assert 0 < await redis.ttl(hints.PROMPT) <= hints.EXPIRES_S
+
+    hinting(redis_url, test)
+
+
+async def _is_done(sender: Hints) -> bool:
+    return sender._sender is not None and sender._sender.done()
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        b"",
+        b"{not json",
+        b"[" * 100_000,
+        b"7",
+        b"[7]",
+        b'[["a"]]',
+        b'[["a", "b", "c"]]',
+        b"[[1, 2, 3]]",
+        b"[[null, {}]]",
+    ],
+)
+def test_what_is_no_batch_is_said_to_be_none(batch: bytes) -> None:
+    with pytest.raises((ValueError, TypeError, AttributeError)):
+        hints.unpack(batch)

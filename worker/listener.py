@@ -1,0 +1,92 @@
+"""Takes the hints that web processes leave in Redis (`core.hints`), whatever else stands there.
+
+What can't be read is dropped, and a list that is no list is deleted: the sweep finds what they named.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import structlog
+from redis.exceptions import RedisError, ResponseError
+
+from core import hints
+from worker.engine import Engine
+from worker.outages import through_outages
+from worker.sparing import spare
+
+NAP_S = 0.4  # below the time after which the client gives up on Redis
+MOST_HINTS = 10 * hints.MAX_IDS  # of one batch, should a later version send larger ones; the sweep finds the rest
+MAX_TAKING = 10  # batches that wait for the limits of subscriptions which are new to this worker
+
+log = structlog.get_logger(__name__)
+
+
+class Listener:
+    """Hands hints to `engine` as they come, until `end`."""
+
+    def __init__(self, redis_url: str, engine: Engine) -> None:
+        self._redis_url = redis_url
+        self._engine = engine
+        self._ending = False
+        self._taking: set[asyncio.Task[None]] = set()
+        spare(__name__)
+
+    def end(self) -> None:
+        """Leaves further hints to other workers. `run` ends within `NAP_S`."""
+        self._ending = True
+
+    def _is_over(self) -> bool:
+        return self._ending
+
+    async def run(self) -> None:
+        try:
+            await through_outages("hints", self._listen, self._is_over)
+        finally:
+            for task in self._taking:
+                task.cancel()
+            await asyncio.gather(*self._taking, return_exceptions=True)
+
+    async def _listen(self) -> None:
+        redis: Any = hints.connect(self._redis_url, max_connections=1)  # its annotations mix two clients
+        try:
+            while not self._is_over():
+                try:
+                    found = await redis.blpop(hints.LISTS, timeout=NAP_S)
+                except ResponseError as error:
+                    if not str(error).startswith("WRONGTYPE"):
+                        raise
+                    await _tidy(redis)
+                    continue
+                if found is None:
+                    continue
+                name, packed = found
+                if self._is_over():  # it came while we were about to end: another worker takes it
+                    await redis.lpush(name, packed)
+                else:
+                    await self._take(packed)
+        finally:
+            with contextlib.suppress(RedisError, OSError, TimeoutError):
+                await redis.aclose(close_connection_pool=True)
+
+    async def _take(self, packed: bytes) -> None:
+        try:
+            batch = hints.unpack(packed)[:MOST_HINTS]
+        except (ValueError, TypeError, AttributeError) as error:
+            log.warning("hints that can't be read were dropped", error=repr(error)[:200])
+            return
+        task = asyncio.create_task(self._engine.take(batch))
+        self._taking.add(task)
+        task.add_done_callback(self._taking.discard)
+        while len(self._taking) >= MAX_TAKING:
+            await asyncio.wait(self._taking, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _tidy(redis: Any) -> None:
+    for name in hints.LISTS:
+        kind = await redis.type(name)
+        if kind not in (b"list", b"none"):
+            log.warning("a list of hints in Redis was something else and was deleted", key=name, kind=kind.decode())
+            await redis.delete(name)
