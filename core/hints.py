@@ -112,16 +112,22 @@ class Hints:
             queue, name = (self._prompt, PROMPT) if self._prompt else (self._bulk, BULK)
             batch = [queue.popleft() for _ in range(min(MAX_IDS, len(queue)))]
             try:
-                pipe: Any = self._redis.pipeline(transaction=False)
-                await pipe.rpush(name, pack(batch)).ltrim(name, -MAX_BATCHES, -1).expire(name, EXPIRES_S).execute()
+                await self._push(name, batch)
                 if not self._prompt and not self._bulk:
                     await asyncio.sleep(PACE_S)
             except (RedisError, OSError, TimeoutError) as error:
                 # Dropped, not kept: the sweep works from the same rows, and Redis may be away for long.
-                log.warning("hints were lost; the sweep will find their deliveries", error=repr(error)[:200])
+                log.warning("hints were lost; the sweep will find their deliveries", error=repr(error))
                 self._drop()
                 await asyncio.sleep(REST_S)
                 self._drop()
+
+    async def _push(self, name: str, batch: Sequence[Hint]) -> None:
+        pipe: Any = self._redis.pipeline(transaction=False)
+        pipe.rpush(name, pack(batch)).ltrim(name, -MAX_BATCHES, -1).expire(name, EXPIRES_S)
+        for answer in await pipe.execute(raise_on_error=False):  # it would write the whole batch before the reason
+            if isinstance(answer, RedisError):
+                raise answer
 
     def _drop(self) -> None:
         self._prompt.clear()
