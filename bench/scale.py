@@ -3,7 +3,7 @@
 --rows N      builds a history of N deliveries (`bench.history`), then times every list, count and preview of the API on
               it, over HTTP; the plans of their statements go to `--plans`
 --pages       with --rows: times every page on that history instead, as somebody who has signed in
---pending N   N more deliveries that are due, the worker stopped: the time of a claim of 250
+--pending N   N more deliveries that are due, the worker stopped: the time of a claim
 --writes N    what N deliveries cost PostgreSQL, by their three writes; `--without` compares without some indexes
 --wide N      an event that N subscriptions want, and what another organization's events wait meanwhile
 --outage N    N deliveries for endpoints that refuse, which then come back, and what new events of others wait meanwhile

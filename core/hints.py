@@ -1,8 +1,8 @@
 """Hints over Redis: new deliveries, a batch at a time, so that workers need not wait for their next sweep.
 
-They are values of a list that workers wait at, and no arq jobs: one command writes a batch and one reads it, where a
-job takes ten, and nothing has to be kept for a hint that fails. A hint may be lost, doubled or late; PostgreSQL knows
-what is due. So nothing here ever raises or waits for long.
+They are values of a list that workers wait at, and no arq jobs: a batch takes one round trip to write and one to read,
+where a job takes some ten, and nothing has to be kept for a hint that fails. A hint may be lost, doubled or late;
+PostgreSQL knows what is due. So nothing here ever raises or waits for long.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def connect(url: str, *, max_connections: int = 16) -> ArqRedis:
 
 
 class Hints:
-    """Sends hints in the background: the first at once, then what gathered meanwhile, at least `PACE_S` apart.
+    """Sends hints in the background: the first at once, then what gathered meanwhile, `PACE_S` later or once it fills a
+    batch.
 
     Those of an organization that creates very many deliveries stand behind those of others."""
 
@@ -113,7 +114,7 @@ class Hints:
             batch = [queue.popleft() for _ in range(min(MAX_IDS, len(queue)))]
             try:
                 await self._push(name, batch)
-                if not self._prompt and not self._bulk:
+                if max(len(self._prompt), len(self._bulk)) < MAX_IDS:
                     await asyncio.sleep(PACE_S)
             except (RedisError, OSError, TimeoutError) as error:
                 # Dropped, not kept: the sweep works from the same rows, and Redis may be away for long.

@@ -1,1 +1,1 @@
-"""The arq side: claims deliveries, signs and sends them, records what came of it."""
+"""The worker process: claims deliveries, signs and sends them, records what came of it."""

@@ -16,7 +16,6 @@ from worker.outages import through_outages
 from worker.picker import Ended, Picker
 
 POLL_S = 0.5
-MAX_JOBS = 10
 JOB_TIMEOUT_S = 120
 HOUSEKEEPING_RETRY_S, HOUSEKEEPING_TRIES = 60, 30
 JOB_END_S = 0.5  # for jobs that have nothing left to do but to say so to Redis
@@ -61,14 +60,12 @@ class Jobs:
     async def _run_once(self) -> None:
         pool = hints.connect(self._redis_url)
         worker = Picker(
-            functions=[],
             cron_jobs=[
                 cron(keep_house, minute={7}, run_at_startup=True, timeout=JOB_TIMEOUT_S, max_tries=HOUSEKEEPING_TRIES)
             ],
             queue_name=hints.JOBS,
             redis_pool=pool,
             handle_signals=False,
-            max_jobs=MAX_JOBS,
             poll_delay=POLL_S,
             keep_result=0,
             job_serializer=hints.serialize,

@@ -18,7 +18,7 @@ from worker.outages import through_outages
 from worker.sparing import spare
 
 NAP_S = 0.4  # below the time after which the client gives up on Redis
-MOST_HINTS = 10 * hints.MAX_IDS  # of one batch, should a later version send larger ones; the sweep finds the rest
+MAX_BATCH_BYTES = 65_536  # `hints.MAX_IDS` hints are some 11,000; to read a megabyte would hold up everything else
 MAX_TAKING = 10  # batches that wait for the limits of subscriptions which are new to this worker
 
 log = structlog.get_logger(__name__)
@@ -35,7 +35,7 @@ class Listener:
         spare(__name__)
 
     def end(self) -> None:
-        """Leaves further hints to other workers. `run` ends within `NAP_S`."""
+        """Leaves further hints to other workers. `run` ends within `NAP_S`, or with its pause while Redis is away."""
         self._ending = True
 
     def _is_over(self) -> bool:
@@ -64,7 +64,7 @@ class Listener:
                     continue
                 name, packed = found
                 if self._is_over():  # it came while we were about to end: another worker takes it
-                    await redis.lpush(name, packed)
+                    await redis.pipeline().lpush(name, packed).expire(name, hints.EXPIRES_S).execute()
                 else:
                     await self._take(packed)
         finally:
@@ -72,16 +72,19 @@ class Listener:
                 await redis.aclose(close_connection_pool=True)
 
     async def _take(self, packed: bytes) -> None:
+        if len(packed) > MAX_BATCH_BYTES:
+            log.warning("hints that are too many were dropped", bytes=len(packed))
+            return
         try:
-            batch = hints.unpack(packed)[:MOST_HINTS]
+            batch = hints.unpack(packed)
         except (ValueError, TypeError, AttributeError) as error:
             log.warning("hints that can't be read were dropped", error=repr(error)[:200])
             return
         task = asyncio.create_task(self._engine.take(batch))
         self._taking.add(task)
         task.add_done_callback(self._taking.discard)
-        while len(self._taking) >= MAX_TAKING:
-            await asyncio.wait(self._taking, return_when=asyncio.FIRST_COMPLETED)
+        while len(self._taking) >= MAX_TAKING and not self._is_over():
+            await asyncio.wait(self._taking, timeout=NAP_S, return_when=asyncio.FIRST_COMPLETED)
 
 
 async def _tidy(redis: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a worker does beside its jobs: the sweep each second, and housekeeping each hour."""
+"""What a worker does at intervals, and the housekeeping that one of all does each hour."""
 
 from __future__ import annotations
 

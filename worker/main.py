@@ -108,7 +108,7 @@ async def working(settings: Settings) -> AsyncIterator[Engine]:
         await engine.stop(STOP_S)
         jobs.end()
         await asyncio.wait([*looping, *running], timeout=1.0)
-        if late := [task for task in running if task.cancel()]:  # Redis is away
+        if late := [task for task in running if task.cancel()]:  # Redis is away, say
             await asyncio.wait(late, timeout=JOB_END_S * 2)
         with contextlib.suppress(RedisError, OSError, TimeoutError):
             await redis.aclose(close_connection_pool=True)

@@ -16,6 +16,8 @@ from worker import listener
 from worker.engine import Engine
 from worker.listener import Listener
 
+TOO_LARGE = b"[" + b" " * listener.MAX_BATCH_BYTES + b"]"
+
 
 class Told:
     """In an engine's place: notes what it is told, as long as it is `open`."""
@@ -68,15 +70,21 @@ async def _have_come(told: Told, number: int) -> bool:
     return len(told.batches) >= number
 
 
-def test_a_hint_that_comes_while_it_ends_is_left_to_others(redis_url: str) -> None:
+def test_a_hint_that_comes_while_it_ends_is_left_to_others(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hints, "TIMEOUT_S", 60.0)
+    monkeypatch.setattr(listener, "NAP_S", 30.0)  # so that it is still waiting when the hint comes
+
     async def test(one: Listener, told: Told, redis: Any) -> None:
         running = asyncio.create_task(one.run())
         await eventually(lambda: waits(redis), what="it waits for hints")
         one.end()
+        before = (await redis.info("commandstats")).get("cmdstat_lpush", {"calls": 0})["calls"]
         first, second = hints.pack(batch()), hints.pack(batch())
         await redis.rpush(hints.PROMPT, first, second)
         await running
         assert await redis.lrange(hints.PROMPT, 0, -1) == [first, second]
+        assert await redis.ttl(hints.PROMPT) > 0
+        assert (await redis.info("commandstats"))["cmdstat_lpush"]["calls"] == before + 1
         assert told.batches == []
 
     listening(redis_url, test)
@@ -107,7 +115,8 @@ def test_where_limits_can_not_be_looked_up_it_reads_no_further(redis_url: str, m
 def test_what_is_no_hint_or_no_list_is_dropped(redis_url: str) -> None:
     async def test(one: Listener, told: Told, redis: Any) -> None:
         good = batch()
-        await redis.rpush(hints.PROMPT, b"{not json", b'[["order-1", null, 7]]', b"\xff\xfe", hints.pack(good))
+        await redis.rpush(hints.PROMPT, b"{not json", b'[["order-1", null, 7]]', b"\xff\xfe", TOO_LARGE)
+        await redis.rpush(hints.PROMPT, hints.pack(good))
         await redis.set(hints.BULK, "something else")
         running = asyncio.create_task(one.run())
         await eventually(lambda: _have_come(told, 1), what="the good one")
