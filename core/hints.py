@@ -110,10 +110,8 @@ class Hints:
 
     async def _send_all(self) -> None:
         while self._prompt or self._bulk:
-            queue, name = (self._prompt, PROMPT) if self._prompt else (self._bulk, BULK)
-            batch = [queue.popleft() for _ in range(min(MAX_IDS, len(queue)))]
             try:
-                await self._push(name, batch)
+                await self._push()
                 if max(len(self._prompt), len(self._bulk)) < MAX_IDS:
                     await asyncio.sleep(PACE_S)
             except (RedisError, OSError, TimeoutError) as error:
@@ -123,9 +121,14 @@ class Hints:
                 await asyncio.sleep(REST_S)
                 self._drop()
 
-    async def _push(self, name: str, batch: Sequence[Hint]) -> None:
+    async def _push(self) -> None:
+        """A batch to each list. It is for workers to put one before the other: here, what always comes in for the first
+        would keep all of the second waiting."""
         pipe: Any = self._redis.pipeline(transaction=False)
-        pipe.rpush(name, pack(batch)).ltrim(name, -MAX_BATCHES, -1).expire(name, EXPIRES_S)
+        for queue, name in ((self._prompt, PROMPT), (self._bulk, BULK)):
+            if queue:
+                batch = [queue.popleft() for _ in range(min(MAX_IDS, len(queue)))]
+                pipe.rpush(name, pack(batch)).ltrim(name, -MAX_BATCHES, -1).expire(name, EXPIRES_S)
         for answer in await pipe.execute(raise_on_error=False):  # it would write the whole batch before the reason
             if isinstance(answer, RedisError):
                 raise answer

@@ -115,6 +115,25 @@ def test_what_an_organization_creates_beyond_its_share_stands_behind_others(redi
     hinting(redis_url, test)
 
 
+def test_what_goes_on_coming_keeps_nothing_behind_it_from_workers(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hints, "PACE_S", 0.05)  # longer than the pause between two looks
+
+    async def test(sender: Hints, redis: Any) -> None:
+        flood = some(new_id(), hints.MAX_PROMPT + 1)
+        sender.send(flood)
+
+        async def is_there() -> bool:
+            sender.send(some(new_id(), 1))  # of another organization each time
+            return bool(await redis.llen(hints.BULK))
+
+        await eventually(is_there, what="what is beyond the share")
+        assert hints.unpack((await redis.lrange(hints.BULK, 0, -1))[0]) == flood[hints.MAX_PROMPT :]
+
+    hinting(redis_url, test)
+
+
 def test_a_share_is_for_a_second(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(sender: Hints, _: Any) -> None:
         now = [100.2]
