@@ -25,8 +25,8 @@ BULK = "hookwright:hints:bulk"  # read while nothing is in the other
 LISTS = (PROMPT, BULK)
 JOBS = "hookwright:jobs"  # arq's own queue: the housekeeping
 MAX_IDS = 100  # deliveries a batch; a larger fan-out is shared among workers
-MAX_BATCHES = 2_000  # in each list; the oldest of more are dropped, for the sweep has found those
-EXPIRES_S = 600  # nobody reads
+MAX_BATCHES = 2_000  # in each list; of more the oldest are dropped, which the sweep finds first
+EXPIRES_S = 600  # after the last batch; by then nobody reads, and the sweep has found what they name
 # After a batch, what comes in gathers for so long: each costs web and worker a round trip, and the worker a claim.
 PACE_S = 0.01
 REST_S = 1.0  # after a failure, how long Redis is left alone
