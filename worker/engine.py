@@ -31,6 +31,7 @@ from core.storage.database import Database
 from worker import room
 from worker.breaker_changes import BreakerChanges
 from worker.gates import Gate
+from worker.grace import Grace
 from worker.membership import Membership
 from worker.plans import Plan, Plans
 from worker.ready import Admission, Ready
@@ -38,7 +39,6 @@ from worker.recorder import Recorder
 from worker.room import Room
 from worker.sending import Transport, attempt
 
-HINT_GRACE_S = 0.5  # new deliveries are left to their hint for so long before the sweep takes them
 SWEEP_AGAIN_S = 0.1  # after another worker was found sweeping
 PARKED_LOOK_S = 0.1  # how often rates and windows are looked at for what is parked
 PARKED_PAGE = 200
@@ -77,6 +77,7 @@ class Engine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._claiming: set[asyncio.Task[int]] = set()
         self._first, self._replays = Ready(), Ready()
+        self._grace = Grace(self._clock)
         self._sweep_wanted = False
         self._find_parked_after = UUID(int=0)  # the subscription up to which they were looked for
         self._stopping = False
@@ -237,7 +238,9 @@ class Engine:
 
         async def claim() -> list[Claimed]:
             async with self._database.driver() as driver:
-                return await deliveries.claim(driver, wanted, margin_s=self._margin_s)
+                claims = await deliveries.claim(driver, wanted, margin_s=self._margin_s)
+            self._grace.note(claims)
+            return claims
 
         await self._claim_and_send(claim, reserved)
         return True
@@ -257,7 +260,7 @@ class Engine:
             nonlocal more
             async with self._database.driver() as driver:
                 swept = await deliveries.sweep(
-                    driver, room.MAX_LOOK, choose, margin_s=self._margin_s, grace_s=HINT_GRACE_S
+                    driver, room.MAX_LOOK, choose, margin_s=self._margin_s, grace_s=self._grace.seconds
                 )
             more = swept.more
             for one in swept.parked:

@@ -40,6 +40,7 @@ class Claimed:
     subscription_status: str
     timeout_ms: int  # the subscription's, by which the lease was measured
     token: UUID
+    due_for_s: float = 0.0  # how long it had been due
 
     @property
     def waiting_reason(self) -> PendingReason:
@@ -105,7 +106,7 @@ async def claim(driver: Any, delivery_ids: Sequence[UUID], *, margin_s: float, p
 # What another holds, it is claiming or changing. The bounds on the id let PostgreSQL leave out other days' partitions.
 _CLAIM_WHERE = """
 WITH due AS (
-    SELECT id FROM deliveries
+    SELECT id, due_at FROM deliveries
     WHERE id = ANY($1::uuid[]) AND id BETWEEN $2 AND $3 AND {condition}
     ORDER BY id FOR UPDATE SKIP LOCKED
 )
@@ -115,7 +116,8 @@ SET state = 'sending', reason = NULL, lease_token = $4, updated_at = now(),
 FROM due, subscriptions s
 WHERE d.id = due.id AND d.id = ANY($1::uuid[]) AND d.id BETWEEN $2 AND $3 AND s.id = d.subscription_id
 RETURNING d.id, d.organization_id, d.subscription_id, d.event_id, d.event_type, d.series, d.attempt_count, d.replay_id,
-    s.version AS subscription_version, s.status AS subscription_status, s.timeout_ms
+    s.version AS subscription_version, s.status AS subscription_status, s.timeout_ms,
+    extract(epoch FROM now() - due.due_at)::float8 AS due_for_s
 """
 _WAITING_FOR_ROOM = ", ".join(f"'{reason}'" for reason in PARKING)
 _CLAIM = _CLAIM_WHERE.format(

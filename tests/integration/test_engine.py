@@ -54,6 +54,34 @@ def test_what_has_no_hint_takes_turns_with_what_has(database_url: str, redis_url
         asyncio.run(run(receiver))
 
 
+def test_where_hints_are_late_the_sweep_leaves_them_more_time(database_url: str, redis_url: str) -> None:
+    """Two that are due for a second; the hint of the first comes now, so that of the second may be on its way."""
+
+    async def run(receiver: Receiver) -> None:
+        async with platform(database_url, redis_url, SWEEP_INTERVAL_S="60") as p:
+            await p.subscribe(receiver.url("/ok"))
+            kept: list[Hint] = []
+            p.services.acceptance._hint = kept.extend
+            await p.send()
+            await p.send()
+            await p.sql("UPDATE deliveries SET due_at = now() - interval '1 second'")
+            engine = p.engine
+            assert engine is not None
+            await engine.take(kept[:1])
+            await p.settled(1, "delivered")
+
+            async def swept() -> bool:
+                engine.sweep()
+                return len(await p.deliveries(status="delivered")) == 2
+
+            await eventually(swept, what="the sweep takes it in the end")
+            first, second = (row["started_at"] for row in await p.sql("SELECT started_at FROM attempts ORDER BY id"))
+            assert (second - first).total_seconds() > 0.2
+
+    with Receiver() as receiver:
+        asyncio.run(run(receiver))
+
+
 def test_what_finds_no_slot_does_not_wait_for_the_next_sweep(database_url: str, redis_url: str) -> None:
     """One slot, no hints, and a sweep each 4 s: 20 deliveries would take more than a minute."""
 
