@@ -21,7 +21,7 @@ from worker.parked import Parked
 from worker.ready import Admission
 
 MAX_CLAIM = 150  # deliveries one claim takes: what it locks others wait for, and a larger one costs each hardly less
-MAX_LOOK = 500  # due deliveries a sweep looks at
+MAX_LOOK = 300  # due deliveries a sweep looks at
 MAX_PARKED_LOOK = 500  # subscriptions that are asked for room at a time
 FIRST_RANKS = (0, 0, 0, 1, 0, 0, 0, 2)  # which comes first of what is parked for a subscription, turn by turn
 
