@@ -109,7 +109,7 @@ def _collect_little() -> None:
     web process). Requests and attempts leave no cycles behind, so there is little to find."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(5_000)
+    gc.set_threshold(50_000)
 
 
 def _end_cleanly_on_signals() -> None:
