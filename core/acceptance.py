@@ -155,6 +155,7 @@ class Acceptance:
             return await self._submit_apart(request, end)
         finally:
             timer.cancel()
+            del future  # an error in it holds this frame: such a cycle, with the request's body, would wait to be found
 
     async def _submit_apart(self, request: Request, end: float) -> Answer:
         turn = self._apart_of.setdefault(request.organization_id, asyncio.Lock())

@@ -77,7 +77,7 @@ class Engine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._claiming: set[asyncio.Task[int]] = set()
         self._first, self._replays = Ready(), Ready()
-        self._grace = Grace(self._clock)
+        self._grace = Grace()
         self._sweep_wanted = False
         self._find_parked_after = UUID(int=0)  # the subscription up to which they were looked for
         self._stopping = False
@@ -224,7 +224,7 @@ class Engine:
 
     async def _claim_hinted(self) -> bool:
         most = min(room.MAX_CLAIM, self._lanes.free)
-        if not most or not (self._first or self._replays):
+        if not most:
             return False
         reserved: dict[UUID, Gate] = {}
 
@@ -232,14 +232,18 @@ class Engine:
             return self._room.admit(subscription_id, delivery_id, reserved)
 
         wanted = self._first.take(most, admit)
-        wanted += self._replays.take(most - len(wanted), admit)
+        is_full = len(wanted) == most
+        if not is_full:
+            self._grace.end()
+            wanted += self._replays.take(most - len(wanted), admit)
         if not wanted:
             return False
 
         async def claim() -> list[Claimed]:
             async with self._database.driver() as driver:
                 claims = await deliveries.claim(driver, wanted, margin_s=self._margin_s)
-            self._grace.note(claims)
+            if is_full:
+                self._grace.note(claims)
             return claims
 
         await self._claim_and_send(claim, reserved)

@@ -1,36 +1,33 @@
-"""How long the sweep leaves new deliveries to their hints.
+"""How long the sweep leaves what became due to its hints.
 
-Half a second where hints come at once. Where more comes in than can be sent, they wait behind each other, and so do the
-deliveries: a sweep that took them meanwhile would only overtake their hints, and look at each under a lock for it
-(with 2,000 deliveries on their way, that was a twelfth of a worker's processor and of PostgreSQL's). So it leaves them
-as much longer as hints lately took. A worker that has room has no such wait, and takes over what waits for a busy one.
+Half a second where hints come at once. Where so many wait that each claim is full of them, they are late, and so are
+the deliveries: a sweep that took those meanwhile would only overtake their hints, and look at each under a lock for it
+(with 2,000 deliveries on their way, sweeps made more than half of all claims). So it leaves them as much longer as
+hints lately took. A worker whose claims are not full goes by half a second, and takes over what waits for a busy one.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from core.deliveries import Claimed
 
 LEAST_S = 0.5
 MOST_S = 2.0  # what no hint names waits no longer for its sweep, however late the others are
-HOLDS_S = 1.0  # how long what was seen last is believed; then hints may have ceased
 
 
 class Grace:
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._late_s = 0.0
-        self._until = clock()
+    def __init__(self) -> None:
+        self.seconds = LEAST_S
 
     def note(self, claims: Sequence[Claimed]) -> None:
-        """These were claimed because hints named them."""
+        """These were claimed by hints, as many as one claim takes. None: others had taken them before, which says
+        nothing."""
         if claims:
-            # Not the latest: that is one whose subscription had no room for long.
-            self._late_s = statistics.median(one.due_for_s for one in claims)
-            self._until = self._clock() + HOLDS_S
+            # Not by the latest: that may be one whose subscription had no room for long.
+            self.seconds = min(MOST_S, LEAST_S + statistics.median(one.due_for_s for one in claims))
 
-    @property
-    def seconds(self) -> float:
-        return min(MOST_S, LEAST_S + self._late_s) if self._clock() < self._until else LEAST_S
+    def end(self) -> None:
+        """A claim took all that hints named, and there was room for."""
+        self.seconds = LEAST_S

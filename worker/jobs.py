@@ -18,7 +18,7 @@ from worker.picker import Ended, Picker
 POLL_S = 0.5
 JOB_TIMEOUT_S = 120
 HOUSEKEEPING_RETRY_S, HOUSEKEEPING_TRIES = 60, 30
-JOB_END_S = 0.5
+JOB_END_S = 0.5  # for jobs that have nothing left to do but to say so to Redis
 
 
 async def keep_house(ctx: dict[str, Any]) -> None:
@@ -39,10 +39,17 @@ class Jobs:
         self._redis_url = redis_url
         self._ctx = ctx
         self._worker: Picker | None = None
+        self._picking = True
         self._ending = False
 
+    def pick_no_more(self) -> None:
+        """Leaves further jobs in the queue for other workers; those under way go on."""
+        self._picking = False
+        if self._worker is not None:
+            self._worker.allow_pick_jobs = False
+
     def end(self) -> None:
-        """Ends `run` between two polls. A job under way has `JOB_END_S`; cut off, it is tried again elsewhere."""
+        """Ends `run` between two polls."""
         self._ending = True
         if self._worker is not None:
             self._worker.ending = True
@@ -66,7 +73,7 @@ class Jobs:
             ctx=dict(self._ctx),
             log_results=False,
         )
-        worker.ending = self._ending
+        worker.allow_pick_jobs, worker.ending = self._picking, self._ending
         self._worker = worker
         try:
             with contextlib.suppress(Ended):

@@ -103,9 +103,10 @@ async def working(settings: Settings) -> AsyncIterator[Engine]:
         yield engine
     finally:
         stop.set()
-        jobs.end()
+        jobs.pick_no_more()
         listener.end()
         await engine.stop(STOP_S)
+        jobs.end()
         await asyncio.wait([*looping, *running], timeout=1.0)
         if late := [task for task in running if task.cancel()]:  # Redis is away, say
             await asyncio.wait(late, timeout=JOB_END_S * 2)

@@ -91,6 +91,7 @@ class GroupCommit(Generic[Item, Result]):
             batch = self._take()
             if batch:
                 await self._write(batch)
+                del batch  # or an idle process would keep what it wrote last
             elif self._closing:
                 return
             else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import json
 import time
 from collections.abc import Sequence
@@ -129,6 +131,28 @@ def test_a_refused_request_fails_none_of_its_neighbours(database_url: str) -> No
         )
         assert [type(outcome) for outcome in outcomes] == [Answer, Answer, Answer, AuthenticationFailed, NotFound]
         assert await stored(door) == {one.id for one in good}
+
+    through(database_url, test)
+
+
+def test_a_refused_request_does_not_wait_for_the_garbage_collector(database_url: str) -> None:
+    """Else its body would, which may be large, and a client can have as many refused as it likes."""
+
+    async def test(door: Door) -> None:
+        gc.collect()
+        gc.disable()
+        try:
+            with contextlib.suppress(NotFound):
+                await door.post(door.event(), organization_id=ids.new_id())
+            for _ in range(10):  # until the loop has let go of what it ran
+                await asyncio.sleep(0)
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            assert [one for one in gc.garbage if isinstance(one, Request | NewEvent)] == []
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
 
     through(database_url, test)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from worker.grace import HOLDS_S, LEAST_S, MOST_S, Grace
+from worker.grace import LEAST_S, MOST_S, Grace
 
 
 def claims(*due_for_s: float) -> list[Any]:
@@ -13,27 +13,25 @@ def claims(*due_for_s: float) -> list[Any]:
 
 
 def test_it_follows_what_hints_lately_took() -> None:
-    now = 100.0
-    grace = Grace(lambda: now)
+    grace = Grace()
     assert grace.seconds == LEAST_S
     grace.note(claims(0.8, 0.9, 1.0))
     assert grace.seconds == pytest.approx(LEAST_S + 0.9)
-    grace.note([])  # others had claimed them: that says nothing
+    grace.note([])
     assert grace.seconds == pytest.approx(LEAST_S + 0.9)
     grace.note(claims(0.01))
     assert grace.seconds == pytest.approx(LEAST_S + 0.01)
+    grace.end()
+    assert grace.seconds == LEAST_S
 
 
 def test_one_that_found_no_room_for_long_does_not_count() -> None:
-    grace = Grace(lambda: 0.0)
+    grace = Grace()
     grace.note(claims(0.1, 0.1, 30.0))
     assert grace.seconds == pytest.approx(LEAST_S + 0.1)
 
 
-def test_it_has_an_end_however_late_hints_are_and_once_they_cease() -> None:
-    now = 0.0
-    grace = Grace(lambda: now)
+def test_it_has_an_end_however_late_hints_are() -> None:
+    grace = Grace()
     grace.note(claims(60.0))
     assert grace.seconds == MOST_S
-    now = HOLDS_S
-    assert grace.seconds == LEAST_S
