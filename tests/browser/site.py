@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 from app.admin import cookies
 from cli.serving import serve
@@ -24,6 +24,10 @@ from core.storage.database import Database
 from tests.browser import checks
 from tests.pages import make_user
 from tests.platform import Platform, platform
+
+# Figures are stored each 3 s and pages ask anew each 5 s: the 5 s that `expect` waits by default are too few.
+PATIENCE_MS = 60_000
+expect.set_options(timeout=PATIENCE_MS)
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -74,7 +78,7 @@ class Site:
         context = await self.browser.new_context(base_url=self.url)
         await context.add_cookies([*cookies])
         page = await context.new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(PATIENCE_MS)
         checks.listen(page, self.said)
         await page.goto(path)
         return page

@@ -33,7 +33,9 @@ POLICY = {"backoff_strategy": "fixed", "base_delay_ms": 300, "max_attempts": 3}
 
 @pytest.fixture(autouse=True)
 def _window(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the subscription had been delivered to for a while: so many may be in flight."""
+    """As if the subscription had been delivered to for a while: so many may be in flight, and though the receiver holds
+    them none is slow. Else a machine that takes a second to claim them all would leave some in the slow lane, which has
+    fewer slots."""
 
     class Proven(gates.Gate):
         def __init__(self, subscription_id: UUID) -> None:
@@ -41,6 +43,7 @@ def _window(monkeypatch: pytest.MonkeyPatch) -> None:
             self.window, self.proven = IN_FLIGHT, True
 
     monkeypatch.setattr(gates, "Gate", Proven)
+    monkeypatch.setattr(gates, "SLOW_S", 3_600.0)
 
 
 class Held:
