@@ -110,7 +110,7 @@ def test_what_finds_no_slot_does_not_wait_for_the_next_sweep(database_url: str, 
                 await p.send()
             chosen = environment(database_url, redis_url, WORKER_MAX_IN_FLIGHT="1", SWEEP_INTERVAL_S="4")
             async with worker.working(settings.load(chosen)):
-                await p.settled(20, "delivered", within_s=30)
+                assert len(await p.settled(20, "delivered", within_s=30)) == 20
 
     with Receiver() as receiver:
         asyncio.run(run(receiver))
