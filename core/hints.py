@@ -20,6 +20,8 @@ from arq.connections import ArqRedis, RedisSettings
 from redis.asyncio import BlockingConnectionPool, Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
 from redis.exceptions import RedisError
 
+from core import ids
+
 PROMPT = "hookwright:hints"
 BULK = "hookwright:hints:bulk"  # read while nothing is in the other
 LISTS = (PROMPT, BULK)
@@ -156,9 +158,9 @@ def pack(hints: Sequence[Hint]) -> bytes:
 
 
 def unpack(packed: bytes) -> list[Hint]:
-    """What `pack` packed. Raises ValueError, TypeError or AttributeError on anything else."""
+    """What `pack` packed. Raises ValueError or TypeError on anything else."""
     hints = []
     for organization, subscription, *deliveries in orjson.loads(packed):
-        organization_id, subscription_id = UUID(hex=organization), UUID(hex=subscription)
-        hints += [Hint(organization_id, subscription_id, UUID(hex=one)) for one in deliveries]
+        organization_id, subscription_id = ids.from_hex(organization), ids.from_hex(subscription)
+        hints += [Hint(organization_id, subscription_id, ids.from_hex(one)) for one in deliveries]
     return hints

@@ -9,11 +9,15 @@ and live in the same daily partition as the event.
 from __future__ import annotations
 
 import os
+import struct
 import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from threading import Lock
 from uuid import UUID
+
+from asyncpg.pgproto import pgproto
 
 from core.errors import InvalidId, quoted
 
@@ -24,6 +28,7 @@ _VARIANT = 0b10 << 62
 _VERSION_7 = 0x7 << 76 | _VARIANT
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
+_WORDS = struct.Struct("!256Q")
 _PAIRS = [high + low for high in ALPHABET for low in ALPHABET]  # the text of each 10 bits
 _VALUE = {char: value for value, char in enumerate(ALPHABET)}
 _VALUE |= {char.lower(): value for char, value in list(_VALUE.items())}
@@ -54,23 +59,42 @@ class IdFactory:
         self._random_bytes = random_bytes
         self._last = 0  # milliseconds << 12 | counter
         self._lock = Lock()
+        self._words: list[int] = []  # random ones that no id has yet
 
     def __call__(self) -> UUID:
         with self._lock:
             # When the clock stands still or steps back, count on from the last id instead: order is kept, and an
             # overflow of the 12-bit counter simply borrows the next millisecond.
             self._last = stamp = max(self._last + 1, self._now_ms() << 12)
-        return UUID(int=stamp >> 12 << 80 | (stamp & 0xFFF) << 64 | _VERSION_7 | self._tail())
+        return _made(stamp >> 12 << 80 | (stamp & 0xFFF) << 64 | _VERSION_7 | self._tail())
 
     def within(self, parent: UUID) -> UUID:
         """An id that shares the first 64 bits (time and counter) of `parent`."""
-        return UUID(int=parent.int >> 64 << 64 | _VARIANT | self._tail())
+        return _made(parent.int >> 64 << 64 | _VARIANT | self._tail())
 
     def _tail(self) -> int:
-        return int.from_bytes(self._random_bytes(8), "big") & _LOW_62
+        while True:
+            try:
+                return self._words.pop() & _LOW_62
+            except IndexError:  # many at a time: a call of the system for each was a thirtieth of a worker's time
+                self._words += _WORDS.unpack(self._random_bytes(_WORDS.size))
+
+
+def from_hex(text: str) -> UUID:
+    """The UUID of 32 hexadecimal digits, hyphens allowed. Raises ValueError or TypeError on anything else."""
+    made: UUID = pgproto.UUID(text)
+    return made
+
+
+def _made(number: int) -> UUID:
+    # The database driver's own kind of UUID, which is a `uuid.UUID`, but makes, hashes and compares in C: ids are the
+    # keys of most that is looked up for an event.
+    made: UUID = pgproto.UUID(number.to_bytes(16))
+    return made
 
 
 new_id = IdFactory()
+os.register_at_fork(after_in_child=new_id._words.clear)  # or two processes would use the same
 
 
 def lowest_at(moment: datetime) -> UUID:
@@ -101,9 +125,10 @@ def family_bounds(parent: UUID) -> tuple[UUID, UUID]:
     return UUID(int=head), UUID(int=head | (1 << 64) - 1)
 
 
+@lru_cache(maxsize=1024)  # an event's is shown where it is built and in the answer, its organization's in every event
 def show(prefix: str, id_: UUID) -> str:
     """`evt_01JZ…`: the prefix and 26 Crockford base32 characters, most significant first."""
-    # Done several times an event: a loop, or shifting all 128 bits each time, takes two to five times as long.
+    # A loop, or shifting all 128 bits each time, takes two to five times as long.
     pairs, number = _PAIRS, id_.int
     high, low = number >> 60, number & _LOW_60
     return (
@@ -130,4 +155,4 @@ def parse(prefix: str, text: str) -> UUID:
         number = number << 5 | value
     if number >> 128:
         raise InvalidId(f"{quoted(text)} is not an id: it exceeds 128 bits")
-    return UUID(int=number)
+    return _made(number)

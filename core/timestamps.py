@@ -8,6 +8,7 @@ from functools import lru_cache
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+@lru_cache(maxsize=1024)  # an event's is shown where it is built and twice in the answer
 def show(moment: datetime) -> str:
     """`2026-01-28T10:15:00Z`; with milliseconds or microseconds where the moment has them."""
     since = moment - _EPOCH

@@ -77,7 +77,7 @@ class Listener:
             return
         try:
             batch = hints.unpack(packed)
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError) as error:
             log.warning("hints that can't be read were dropped", error=repr(error)[:200])
             return
         task = asyncio.create_task(self._engine.take(batch))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from datetime import UTC, date, datetime, timedelta
 from uuid import RFC_4122, UUID
@@ -100,6 +101,38 @@ def test_children_of_one_parent_differ() -> None:
     make = factory(START_MS)
     parent = make()
     assert len({make.within(parent) for _ in range(100)} | {parent}) == 101
+
+
+def test_no_random_tail_is_used_twice_however_many_are_drawn_at_a_time() -> None:
+    make = factory(START_MS)
+    parent = make()
+    tails = [make.within(parent).int for _ in range(2_000)]
+    assert len(set(tails)) == len(tails)
+
+
+def test_a_forked_process_makes_ids_of_its_own() -> None:
+    parent = ids.new_id()  # so that more were drawn than are used
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(write_end, ids.new_id.within(parent).bytes)
+        os._exit(0)
+    os.waitpid(child, 0)
+    made = os.read(read_end, 16)
+    os.close(read_end)
+    os.close(write_end)
+    assert len(made) == 16
+    assert made not in {ids.new_id.within(parent).bytes for _ in range(1_000)}
+
+
+def test_an_id_is_a_uuid_of_the_standard_library_too() -> None:
+    one = ids.new_id()
+    same = UUID(int=one.int)
+    assert isinstance(one, UUID)
+    assert one == same
+    assert hash(one) == hash(same)
+    assert {one: "found"}[same] == "found"
+    assert ids.from_hex(one.hex) == ids.from_hex(str(one)) == one
 
 
 def test_family_bounds_are_exact() -> None:
