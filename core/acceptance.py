@@ -30,6 +30,7 @@ from core.idempotency import IdempotentCall
 from core.matching.matcher import Matching, Slice, SubscriberCache, Subscribers
 from core.stats import Tally
 from core.storage import partitions
+from core.storage.arrays import sparse
 from core.storage.database import Database, is_unreachable
 from core.storage.group_commit import GroupCommit
 
@@ -365,14 +366,14 @@ async def _insert(driver: Any, batch: _Batch) -> list[Hint]:
             [event.organization_id for event in events],
             [event.event_type for event in events],
             [event.occurred_at for event in events],
-            [event.external_id for event in events],
-            [event.branch_id for event in events],
-            [event.metadata for event in events],
+            sparse([event.external_id for event in events]),
+            sparse([event.branch_id for event in events]),
+            sparse([event.metadata for event in events]),
             [event.payload for event in events],
             [event.data_at for event in events],
             [len(batch.deliveries_of(event)) for event in events],
-            [event.only_for for event in events],
-            [event.copied_from for event in events],
+            sparse([event.only_for for event in events]),
+            sparse([event.copied_from for event in events]),
             [delivery_id for delivery_id, _, _ in deliveries],
             [event.organization_id for _, _, event in deliveries],
             [subscription_id for _, subscription_id, _ in deliveries],

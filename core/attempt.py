@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from core.deliveries import Verdict
 from core.failures import ErrorKind
@@ -17,8 +17,7 @@ RETRY_AFTER_HEADER = "retry-after"
 STEERING_HEADERS = (DIRECTIVE_HEADER, RETRY_AFTER_HEADER)
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """How one HTTP try ended: with a status, or with a kind of error (`ErrorKind.STATUS` stands beside a status)."""
 
     status_code: int | None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import replace
 
 import structlog
 
@@ -69,8 +68,8 @@ class Recorder:
                 raise
             # Something in this answer can't be stored. The outcome matters more than what the receiver said.
             log.exception("an attempt could not be recorded whole", delivery=str(finish.claimed.id))
-            bare = replace(finish.tried, response_headers=None, response_body=None, error_message=None)
-            return await group.submit(replace(finish, tried=bare))
+            bare = finish.tried._replace(response_headers=None, response_body=None, error_message=None)
+            return await group.submit(finish._replace(tried=bare))
 
     async def _record_entangled(self, finishes: list[Finish]) -> list[bool | None]:
         """Whether each delivery moved; None where somebody else holds what the outcome changes besides."""

@@ -20,8 +20,7 @@ from core.deliveries.leases import Claimed, claim
 from core.states import PendingReason, State
 
 
-@dataclass(frozen=True, slots=True)
-class Due:
+class Due(NamedTuple):
     """A delivery that may be claimed. `rank`: 0 first attempts and lost claims, 1 retries, 2 replays."""
 
     id: UUID
@@ -66,7 +65,7 @@ async def sweep(driver: Any, look: int, choose: Chooser, *, margin_s: float, gra
         await driver.execute(_IN_ORDER)
         if not await driver.fetchval(_TRY_LOCK):
             return Swept([], [], None)
-        due = [Due(**row) for row in await driver.fetch(_DUE, *shares, grace_s)]
+        due = [Due._make(row) for row in await driver.fetch(_DUE, *shares, grace_s)]
         choices = list(zip(due, await choose(due), strict=True))
         parked = [(one, choice) for one, choice in choices if isinstance(choice, Park)]
         if parked:

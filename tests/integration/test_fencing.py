@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -206,7 +205,7 @@ def test_an_outcome_that_cannot_be_stored_changes_nothing(database_url: str) -> 
         before = [await seeds.row(one.id) for one in claims]
         bad = ended(claims[0], LATER)
         assert bad.tried is not None
-        bad = replace(bad, tried=replace(bad.tried, error_message="nul \0"))
+        bad = bad._replace(tried=bad.tried._replace(error_message="nul \0"))
         with pytest.raises(asyncpg.PostgresError):
             await deliveries.finish(seeds.driver, [bad, ended(claims[1])])
         assert [await seeds.row(one.id) for one in claims] == before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -46,7 +45,7 @@ def finish(
 
 
 def untried(seeds: Seeds, verdict: Verdict, attempts_before: int = 0) -> Finish:
-    return replace(finish(seeds, verdict, attempts_before), tried=None)
+    return finish(seeds, verdict, attempts_before)._replace(tried=None)
 
 
 async def kept(seeds: Seeds, finishes: list[Finish]) -> None:
@@ -133,7 +132,7 @@ def test_workers_that_flush_the_same_rows_in_another_order_do_not_wait_crosswise
                 tally = Tally()
                 for subscription_id in order:
                     one = finish(seeds)
-                    tally.add(replace(one, claimed=replace(one.claimed, subscription_id=subscription_id)))
+                    tally.add(one._replace(claimed=one.claimed._replace(subscription_id=subscription_id)))
                 async with seeds.database.driver() as driver:
                     await tally.flush(driver)
 
@@ -174,7 +173,7 @@ def test_figures_are_of_one_tenant_and_of_the_time_asked_for(database_url: str) 
         await seeds.driver.execute("UPDATE delivery_stats SET minute = minute - interval '25 hours'")
         other = await seeds.subscription()
         one = finish(seeds)
-        await kept(seeds, [one, replace(one, claimed=replace(one.claimed, subscription_id=other))])
+        await kept(seeds, [one, one._replace(claimed=one.claimed._replace(subscription_id=other))])
         since = datetime.now(UTC) - timedelta(hours=24)
         assert (await read(seeds, None, since)).attempts == 2
         assert (await read(seeds, None)).attempts == 4
@@ -236,7 +235,7 @@ def test_the_installation_is_the_sum_of_all_and_keeps_what_an_erased_organizatio
             [
                 *[finish(seeds, ms=ms) for ms in (40, 90)],
                 one,
-                replace(one, claimed=replace(one.claimed, organization_id=other, subscription_id=uuid4())),
+                one._replace(claimed=one.claimed._replace(organization_id=other, subscription_id=uuid4())),
             ],
         )
         tally = Tally()
@@ -249,7 +248,7 @@ def test_the_installation_is_the_sum_of_all_and_keeps_what_an_erased_organizatio
         assert (await read(seeds, seeds.subscription_id)).accepted == 0
 
         await seeds.driver.execute("UPDATE organizations SET deleted_at = now() WHERE id = $1", other)
-        await kept(seeds, [replace(one, claimed=replace(one.claimed, organization_id=other))])
+        await kept(seeds, [one._replace(claimed=one.claimed._replace(organization_id=other))])
         assert (await stats.figures(seeds.driver, other, None, LONG_AGO)).attempts == 1, "nothing comes for it any more"
         erased = await erasure.advance(seeds.database, NoBreakers(), late_s=0.0, work_s=20.0)
         assert erased == other
