@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from functools import partial
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import structlog
@@ -48,6 +49,8 @@ FAULT_DELAY_S = 60.0
 STALE_DELAY_S = 1.0  # a claim that took too long is not followed by the same claim at once
 CLOSE_S = 2.0  # of a stop, for recording
 
+Result = TypeVar("Result")
+
 log = structlog.get_logger(__name__)
 
 
@@ -75,11 +78,14 @@ class Engine:
         self._room = Room(max_in_flight, clock=self._clock, share=self.membership.share, changed=self._something.set)
         self._gates, self._lanes, self._parked = self._room.gates, self._room.lanes, self._room.parked
         self._tasks: set[asyncio.Task[None]] = set()
-        self._claiming: set[asyncio.Task[int]] = set()
+        self._attempts: set[asyncio.Task[Any]] = set()  # those of them that may be cut short
+        self._claiming: set[asyncio.Task[Any]] = set()
+        self._sending: asyncio.Task[None] | None = None  # what was claimed last
         self._first, self._replays = Ready(), Ready()
         self._grace = Grace()
         self._sweep_wanted = False
         self._find_parked_after = UUID(int=0)  # the subscription up to which they were looked for
+        self._claim_after = 0.0  # by the loop's clock
         self._stopping = False
         self._breaker_changes = BreakerChanges(self._clock)
         self._recorder = Recorder(database, 2 * (self._lanes.quick.size + self._lanes.slow.size))
@@ -161,7 +167,7 @@ class Engine:
         while (self._tasks or self._claiming) and self._clock() < end:
             # A claim under way may still add tasks, which hand back; it ends by itself.
             await asyncio.wait([*self._tasks, *self._claiming], timeout=min(0.1, end - self._clock()))
-        for task in self._tasks:
+        for task in self._attempts:
             task.cancel()
         try:
             async with asyncio.timeout_at(self._recorder.give_up_at):
@@ -214,13 +220,18 @@ class Engine:
                 # Where slots are scarce the first takes them all: three times of four those are new deliveries.
                 working = True
                 while working:
+                    if self._claim_after > self._clock():
+                        await asyncio.sleep(self._claim_after - self._clock())
                     working = any([await source() for source in (sources if turn % 4 else others_first)])
                     turn += working
             except Exception as error:
-                # The next sweep finds these. A pause, so that an outage is not met by claim upon claim.
                 log.warning("deliveries could not be claimed; the sweep will", error=repr(error))
-                await asyncio.sleep(CLAIM_PAUSE_S)
+                self._pause()
                 self._something.set()
+
+    def _pause(self) -> None:
+        """So that an outage is not met by claim upon claim."""
+        self._claim_after = self._clock() + CLAIM_PAUSE_S
 
     async def _claim_hinted(self) -> bool:
         most = min(room.MAX_CLAIM, self._lanes.free)
@@ -300,19 +311,33 @@ class Engine:
         return await self._claim_and_send(claim, reserved) > 0
 
     async def _claim_and_send(self, claim: Callable[[], Awaitable[list[Claimed]]], reserved: dict[UUID, Gate]) -> int:
-        """Sends what `claim` claims, and gives the reserved slots of the others back. Returns how many it claimed.
+        """Sends what `claim` claims, and gives the reserved slots of the others back. Returns how many it claimed, once
+        they are and those before are on their way: one batch is sent while the next is claimed.
 
-        A task of its own: were a claim cut off by a stop, what it had committed would wait for the lease to end.
+        Tasks of their own: were a claim cut off by a stop, what it had committed would wait for the lease to end.
         """
-        task = asyncio.create_task(self._claim(claim, reserved))
+        return await asyncio.shield(self._claiming_task(self._claim(claim, reserved)))
+
+    def _claiming_task(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+        task = asyncio.create_task(work)
         self._claiming.add(task)
         task.add_done_callback(self._claiming.discard)
-        return await asyncio.shield(task)
+        return task
 
     async def _claim(self, claim: Callable[[], Awaitable[list[Claimed]]], reserved: dict[UUID, Gate]) -> int:
+        claimed_at = self._clock()
         try:
-            claimed_at = self._clock()
             claims = await claim()
+        except BaseException:
+            self._room.give_back(reserved)
+            raise
+        if self._sending is not None:
+            await asyncio.wait([self._sending])
+        self._sending = self._claiming_task(self._send(claims, reserved, claimed_at))
+        return len(claims)
+
+    async def _send(self, claims: list[Claimed], reserved: dict[UUID, Gate], claimed_at: float) -> None:
+        try:
             live = [one for one in claims if one.subscription_status != SubscriptionStatus.PAUSED]
             stored: dict[UUID, StoredEvent] = {}
             if live:
@@ -332,7 +357,9 @@ class Engine:
                     self._gates[one.subscription_id].sends = False
                 async with self._database.driver() as driver:
                     await deliveries.hold(driver, held)
-            return len(claims)
+        except Exception as error:
+            log.warning("what was claimed could not be sent; it will be once its leases end", error=repr(error))
+            self._pause()
         finally:
             self._room.give_back(reserved)
 
@@ -353,11 +380,20 @@ class Engine:
             if finish is None:
                 assert event is not None and plan is not None  # nosec B101 # noqa: S101, PT018 - for the type checker
                 self._gates.send(gate, claimed.id)
-                finish = await attempt(self._transport, plan, claimed, event)
+                finish = await self._attempt(plan, claimed, event)
                 self._heed(gate, claimed, finish)
         finally:
             self._gates.withdraw(gate, claimed.id)
         await self._recorder.keep(finish)
+
+    async def _attempt(self, plan: Plan, claimed: Claimed, event: StoredEvent) -> Finish:
+        """This alone is cut short by a stop: what comes before hands back, and what came of it is recorded."""
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._attempts.add(task)
+        try:
+            return await attempt(self._transport, plan, claimed, event)
+        finally:
+            self._attempts.discard(task)
 
     def _unsent(
         self, gate: Gate, claimed: Claimed, event: StoredEvent | None, plan: Plan | None, claimed_at: float

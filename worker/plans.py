@@ -115,7 +115,8 @@ class Plans:
                     continue
                 found[row["id"]] = self._cached[row["id"]] = plan
         for one in found:
-            self._cached.move_to_end(one)
+            if one in self._cached:  # else it was dropped while the others were read
+                self._cached.move_to_end(one)
         while len(self._cached) > self._max:
             self._cached.popitem(last=False)
         return found

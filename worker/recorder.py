@@ -44,25 +44,36 @@ class Recorder:
         await asyncio.gather(self._plain.close(), self._entangled.close())
 
     async def keep(self, finish: Finish) -> None:
-        """Returns once it is stored, or its lease was lost. Raises when the database is away for too long."""
-        clock = asyncio.get_running_loop().time
-        give_up_at = clock() + GIVE_UP_S
-        tries = 0
-        while (moved := await self._submit(finish)) is None:
-            if clock() > min(give_up_at, self.give_up_at):
-                raise TimeoutError("others held what this outcome changes for too long")
-            await asyncio.sleep(HELD_RETRY_S[min(tries, len(HELD_RETRY_S) - 1)])
-            tries += 1
+        """Returns once it is stored, or its lease was lost. Raises when the database is away for too long.
+
+        To be cancelled by nobody who cares for the outcome: what waits for its batch would be withdrawn.
+        """
+        moved = await self._submit(finish)
+        if moved is None:
+            moved = await self._submit_again(finish)
         if moved:
             self.tally.add(finish)
         else:
             log.warning("a lease was lost before its outcome was recorded", delivery=str(finish.claimed.id))
 
+    async def _submit_again(self, finish: Finish) -> bool:
+        """After others held what it changes."""
+        clock = asyncio.get_running_loop().time
+        give_up_at = clock() + GIVE_UP_S
+        tries = 0
+        moved: bool | None = None
+        while moved is None:
+            if clock() > min(give_up_at, self.give_up_at):
+                raise TimeoutError("others held what this outcome changes for too long")
+            await asyncio.sleep(HELD_RETRY_S[min(tries, len(HELD_RETRY_S) - 1)])
+            tries += 1
+            moved = await self._submit(finish)
+        return moved
+
     async def _submit(self, finish: Finish) -> bool | None:
         group = self._entangled if deliveries.is_entangled(finish) else self._plain
         try:
-            # Shielded: a stop may cut the sending short, but not the outcome of what was sent.
-            return await asyncio.shield(group.submit(finish))
+            return await group.submit(finish)
         except Exception as error:
             if finish.tried is None or is_unreachable(error):
                 raise

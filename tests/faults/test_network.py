@@ -284,6 +284,8 @@ async def all_is_given_back(engine: Engine) -> None:
 
     await eventually(free, SLACK_S, "slots and connections are given back")
     assert not engine._tasks
+    assert not engine._attempts
+    assert not engine._claiming
 
 
 # --- connections that close at the moment of reuse ---
