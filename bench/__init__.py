@@ -24,4 +24,6 @@ docs/performance.md says what each figure means. The parts, each a file:
 | `costs` | what deliveries cost PostgreSQL; claims from a backlog; very wide events |
 | `backlog` | an outage with a million deliveries waiting, and an organization that floods |
 | `several` | several web processes on one database |
+| `workers` | several workers, each with a share of a core |
+| `quota` | bounds a process to that |
 """

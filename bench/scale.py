@@ -8,6 +8,7 @@
 --wide N      an event that N subscriptions want, and what another organization's events wait meanwhile
 --outage N    N deliveries for endpoints that refuse, which then come back, and what new events of others wait meanwhile
 --webs N      1, 2, 4 … up to N web processes on one database
+--workers N   1, 2, 4 … up to N worker processes, each bounded to `--share` of a core (takes root)
 --flood N     one organization posts N events as fast as it can; how long another's single events take
 """
 
@@ -19,13 +20,24 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import backlog, costs, history, scale_lists, scale_pages, several
+from bench import backlog, costs, history, scale_lists, scale_pages, several, workers
 from bench.children import Receiver
 from bench.platform import Platform
 from bench.running import finish, say
 
+PARTS = ("rows", "pending", "writes", "wide", "outage", "flood", "webs")  # on one platform with one worker
+
 
 async def run(options: argparse.Namespace) -> int:
+    fine = True
+    if options.workers:
+        fine &= await workers.several(options.workers, options.share, options.dir)
+    if any(getattr(options, part) for part in PARTS):
+        fine &= await _on_one_platform(options)
+    return 0 if fine else 1
+
+
+async def _on_one_platform(options: argparse.Namespace) -> bool:
     fine = True
     async with Platform(workers=1, parent=options.dir) as platform:
         say(f"platform up; data in {platform.data_dir}")
@@ -51,7 +63,7 @@ async def run(options: argparse.Namespace) -> int:
                 fine &= await scale_pages.measure(platform, made, options.repeats)
         if options.pending:
             fine &= await costs.claims(platform, options.pending)
-    return 0 if fine else 1
+    return fine
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -68,11 +80,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--outage", type=int, default=0, help="deliveries for endpoints that are down for a while")
     parser.add_argument("--flood", type=int, default=0, help="events that one organization posts at once")
     parser.add_argument("--webs", type=int, default=0, help="web processes at most")
+    parser.add_argument("--workers", type=int, default=0, help="worker processes at most, each with a share of a core")
+    parser.add_argument("--share", type=float, default=0.2, help="of a core, for each of --workers (default 0.2)")
     parser.add_argument("--dir", type=Path, help="where the data is put (default: the system's temporary folder)")
     options = parser.parse_args(argv)
-    parts = ("rows", "pending", "writes", "wide", "outage", "flood", "webs")
-    if not any(getattr(options, part) for part in parts):
-        parser.error(f"choose what to measure: {', '.join(f'--{part}' for part in parts)}")
+    if not any(getattr(options, part) for part in (*PARTS, "workers")):
+        parser.error(f"choose what to measure: {', '.join(f'--{part}' for part in (*PARTS, 'workers'))}")
     for part in ("pending", "pages"):
         if getattr(options, part) and not options.rows:
             parser.error(f"--{part} stands on a history: give --rows too")
