@@ -129,6 +129,9 @@ def _figures(scenario: Scenario, outcome: Outcome, heard: Heard) -> dict[str, fl
         "drain_s": max(0.0, received[-1] - ended),
         "late": float(outcome.late),
     }
+    if scenario.workers_stopped:
+        most = 3 * len(received) // 4  # until then every worker has enough to do
+        figures["most_delivered_per_s"] = most / max(received[most] - received[0], 1e-9)
     answer_ms = [(b - a) * 1000 for a, b in zip(outcome.written_at, outcome.answered_at, strict=True)]
     figures |= _percentiles("answer_ms", answer_ms)
     if not scenario.workers_stopped:
