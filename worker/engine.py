@@ -81,9 +81,11 @@ class Engine:
         self._attempts: set[asyncio.Task[Any]] = set()  # those of them that may be cut short
         self._claiming: set[asyncio.Task[Any]] = set()
         self._sending: asyncio.Task[None] | None = None  # what was claimed last
+        self._in_turn = asyncio.Lock()  # one batch is sent after the other
         self._first, self._replays = Ready(), Ready()
         self._grace = Grace()
         self._sweep_wanted = False
+        self._sweeping = False  # beside what hints name
         self._find_parked_after = UUID(int=0)  # the subscription up to which they were looked for
         self._claim_after = 0.0  # by the loop's clock
         self._stopping = False
@@ -217,17 +219,23 @@ class Engine:
             self._something.clear()
             try:
                 # In turns, until none finds anything to do; what they can't do now, an event tells them to try again.
-                # Where slots are scarce the first takes them all: three times of four those are new deliveries.
+                # Where slots are scarce the first takes them all: three times of four those are new deliveries. Where
+                # they are not, a sweep has its own time.
                 working = True
                 while working:
                     if self._claim_after > self._clock():
                         await asyncio.sleep(self._claim_after - self._clock())
-                    working = any([await source() for source in (sources if turn % 4 else others_first)])
+                    ordered = others_first if self._is_scarce() and turn % 4 == 0 else sources
+                    working = any([await source() for source in ordered])
                     turn += working
             except Exception as error:
                 log.warning("deliveries could not be claimed; the sweep will", error=repr(error))
                 self._pause()
                 self._something.set()
+
+    def _is_scarce(self) -> bool:
+        """Whether what is claimed at one moment might take all the slots there are."""
+        return self._lanes.free <= 2 * room.MAX_CLAIM
 
     def _pause(self) -> None:
         """So that an outage is not met by claim upon claim."""
@@ -261,9 +269,29 @@ class Engine:
         return True
 
     async def _claim_due(self) -> bool:
-        if not self._sweep_wanted or not self._lanes.free:
+        if not self._sweep_wanted or not self._lanes.free or self._sweeping:
             return False
         self._sweep_wanted = False
+        if self._is_scarce():
+            return await self._sweep()
+        # A sweep that has hundreds to put aside takes ten times as long as the claim of a few that were hinted.
+        self._sweeping = True
+        self._claiming_task(self._sweep_beside())
+        return False
+
+    async def _sweep_beside(self) -> None:
+        try:
+            if not self._stopping:
+                await self._sweep()
+        except Exception as error:
+            log.warning("what is due could not be claimed; the next sweep will", error=repr(error))
+            self._pause()
+        finally:
+            self._sweeping = False
+            self._something.set()
+
+    async def _sweep(self) -> bool:
+        """Whether there may be more that is due."""
         reserved: dict[UUID, Gate] = {}
         more: bool | None = False
 
@@ -331,9 +359,10 @@ class Engine:
         except BaseException:
             self._room.give_back(reserved)
             raise
-        if self._sending is not None:
-            await asyncio.wait([self._sending])
-        self._sending = self._claiming_task(self._send(claims, reserved, claimed_at))
+        async with self._in_turn:
+            if self._sending is not None:
+                await asyncio.wait([self._sending])
+            self._sending = self._claiming_task(self._send(claims, reserved, claimed_at))
         return len(claims)
 
     async def _send(self, claims: list[Claimed], reserved: dict[UUID, Gate], claimed_at: float) -> None:

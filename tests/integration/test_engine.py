@@ -220,6 +220,38 @@ def test_a_hint_that_meets_a_broken_connection_is_left_to_the_sweep(
         asyncio.run(run(receiver))
 
 
+def test_a_sweep_that_takes_long_keeps_no_hint_waiting(
+    database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = deliveries.sweep
+
+    async def run(receiver: Receiver) -> None:
+        reached, may = asyncio.Event(), asyncio.Event()
+
+        async def held(*args: Any, **options: Any) -> Swept:
+            reached.set()
+            await may.wait()
+            return await sweep(*args, **options)
+
+        async with platform(database_url, redis_url) as p:
+            await p.subscribe(receiver.url("/ok"))
+            monkeypatch.setattr(deliveries, "sweep", held)
+            assert p.engine is not None
+            p.engine.sweep()
+            await reached.wait()
+            await p.send()
+            await p.settled(1, "delivered")
+            hint, p.services.acceptance._hint = p.services.acceptance._hint, lambda _: None
+            await p.send()
+            p.services.acceptance._hint = hint
+            may.set()
+            p.engine.sweep()
+            await p.settled(2, "delivered")
+
+    with Receiver() as receiver:
+        asyncio.run(run(receiver))
+
+
 def test_what_was_claimed_and_could_not_be_sent_gives_its_slots_back_and_is_sent_later(
     database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
