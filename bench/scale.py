@@ -86,6 +86,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if not any(getattr(options, part) for part in (*PARTS, "workers")):
         parser.error(f"choose what to measure: {', '.join(f'--{part}' for part in (*PARTS, 'workers'))}")
+    if not 0.1 <= options.share <= 1.0:  # of less, groups of version 1 give no part
+        parser.error("--share is a part of a core, from 0.1 to 1")
     for part in ("pending", "pages"):
         if getattr(options, part) and not options.rows:
             parser.error(f"--{part} stands on a history: give --rows too")

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from bench import scenarios
 from bench.children import Receiver
-from bench.platform import Platform
+from bench.load import Order
+from bench.platform import BenchError, Platform
 from bench.quota import bounded
 from bench.scenarios import Scenario
 
 EVENTS_EACH = 4_000
 WARM_UP = 500  # the first statements of each connection are planned
-PAYLOAD_BYTES = 1024
 
 
 async def several(most: int, share: float, parent: Path | None) -> bool:
@@ -33,10 +33,12 @@ async def several(most: int, share: float, parent: Path | None) -> bool:
             async with Receiver() as receiver, Platform(count, parent) as platform:
                 warm = Scenario("warm", events=WARM_UP * count)
                 load = Scenario("waiting", events=EVENTS_EACH * count, workers_stopped=True)
-                await scenarios.run(warm, platform, receiver, Path(folder), PAYLOAD_BYTES)
+                await scenarios.run(warm, platform, receiver, Path(folder), Order.payload_bytes)
                 with bounded(platform.pids["worker"], share):
-                    result = await scenarios.run(load, platform, receiver, Path(folder), PAYLOAD_BYTES)
+                    result = await scenarios.run(load, platform, receiver, Path(folder), Order.payload_bytes)
         assert result.ledger is not None  # nosec B101 # for the type checker
+        if not result.figures.get("delivered_per_s"):
+            raise BenchError(f"{count} workers delivered nothing; {result.ledger.line()}")
         rate, whole = result.figures["most_delivered_per_s"], result.figures["drained_per_s"]
         alone, alone_whole = alone or rate, alone_whole or whole
         exact &= result.ledger.exact

@@ -5,7 +5,7 @@ gate (`worker.gates`). Whatever waits, waits in the database, where every worker
 outcome is recorded, so a database that does not answer slows sending down instead of piling up results.
 
 Three sources take turns, so that none waits for the others: what hints named, what is due (the sweep), and what is
-parked for subscriptions that have room again. Slots are of two lanes, so that slow endpoints can't take the quick
+parked for subscriptions that have room again. Where slots are plenty a sweep runs beside the others. Slots are of two lanes, so that slow endpoints can't take the quick
 ones'.
 """
 
@@ -80,8 +80,7 @@ class Engine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._attempts: set[asyncio.Task[Any]] = set()  # those of them that may be cut short
         self._claiming: set[asyncio.Task[Any]] = set()
-        self._sending: asyncio.Task[None] | None = None  # what was claimed last
-        self._in_turn = asyncio.Lock()  # one batch is sent after the other
+        self._in_turn = asyncio.Lock()  # held while what one claim took is set on its way
         self._first, self._replays = Ready(), Ready()
         self._grace = Grace()
         self._sweep_wanted = False
@@ -359,13 +358,12 @@ class Engine:
         except BaseException:
             self._room.give_back(reserved)
             raise
-        async with self._in_turn:
-            if self._sending is not None:
-                await asyncio.wait([self._sending])
-            self._sending = self._claiming_task(self._send(claims, reserved, claimed_at))
+        await self._in_turn.acquire()  # or claims could outrun this, and their reads take all connections
+        self._claiming_task(self._send(claims, reserved, claimed_at))
         return len(claims)
 
     async def _send(self, claims: list[Claimed], reserved: dict[UUID, Gate], claimed_at: float) -> None:
+        """Sets them on their way, and lets the next batch have its turn."""
         try:
             live = [one for one in claims if one.subscription_status != SubscriptionStatus.PAUSED]
             stored: dict[UUID, StoredEvent] = {}
@@ -391,6 +389,7 @@ class Engine:
             self._pause()
         finally:
             self._room.give_back(reserved)
+            self._in_turn.release()
 
     def _ended(self, gate: Gate, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
