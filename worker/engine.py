@@ -5,8 +5,8 @@ gate (`worker.gates`). Whatever waits, waits in the database, where every worker
 outcome is recorded, so a database that does not answer slows sending down instead of piling up results.
 
 Three sources take turns, so that none waits for the others: what hints named, what is due (the sweep), and what is
-parked for subscriptions that have room again. Where slots are plenty a sweep runs beside the others. Slots are of two lanes, so that slow endpoints can't take the quick
-ones'.
+parked for subscriptions that have room again. Where slots are plenty a sweep runs beside the others. Slots are of two
+lanes, so that slow endpoints can't take the quick ones'.
 """
 
 from __future__ import annotations
