@@ -1,4 +1,4 @@
-"""The heart of a worker: takes deliveries under a lease, sends them side by side, records what came of them.
+"""The heart of a worker: takes deliveries under a lease, which its sender sends side by side.
 
 A delivery is claimed only when there is room to send it now: a slot of this worker's, and room at its subscription's
 gate (`worker.gates`). Whatever waits, waits in the database, where every worker sees it. A slot is free again once the
@@ -14,39 +14,34 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 from uuid import UUID
 
 import structlog
 
-from core import deliveries, events
-from core.deliveries import Choice, Claimed, Due, Finish, Park, Verdict
-from core.failures import ErrorKind
+from core import deliveries
+from core.deliveries import Choice, Claimed, Due, Park
 from core.hints import Hint
 from core.limiting.breakers import Breakers
 from core.models import SubscriptionStatus
-from core.payloads import StoredEvent
-from core.states import DiscardReason, PendingReason, State
 from core.storage.database import Database
 from worker import room
 from worker.breaker_changes import BreakerChanges
 from worker.gates import Gate
 from worker.grace import Grace
 from worker.membership import Membership
-from worker.plans import Plan, Plans
+from worker.plans import Plans
 from worker.ready import Admission, Ready
 from worker.recorder import Recorder
 from worker.room import Room
-from worker.sending import Transport, attempt
+from worker.sender import Sender
+from worker.sending import Transport
 
 SWEEP_AGAIN_S = 0.1  # after another worker was found sweeping
 PARKED_LOOK_S = 0.1  # how often rates and windows are looked at for what is parked
 PARKED_PAGE = 200
 FIND_PARKED_S = 0.5  # of each second
 CLAIM_PAUSE_S = 0.5
-FAULT_DELAY_S = 60.0
-STALE_DELAY_S = 1.0  # a claim that took too long is not followed by the same claim at once
 CLOSE_S = 2.0  # of a stop, for recording
 
 Result = TypeVar("Result")
@@ -69,7 +64,6 @@ class Engine:
         membership: Membership | None = None,
     ) -> None:
         self._database = database
-        self._transport = transport
         self._plans = plans
         self._margin_s = margin_s
         self._clock = asyncio.get_running_loop().time
@@ -77,8 +71,6 @@ class Engine:
         self._something = asyncio.Event()
         self._room = Room(max_in_flight, clock=self._clock, share=self.membership.share, changed=self._something.set)
         self._gates, self._lanes, self._parked = self._room.gates, self._room.lanes, self._room.parked
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._attempts: set[asyncio.Task[Any]] = set()  # those of them that may be cut short
         self._claiming: set[asyncio.Task[Any]] = set()
         self._in_turn = asyncio.Lock()  # held while what one claim took is set on its way
         self._first, self._replays = Ready(), Ready()
@@ -87,9 +79,9 @@ class Engine:
         self._sweeping = False  # beside what hints name
         self._find_parked_after = UUID(int=0)  # the subscription up to which they were looked for
         self._claim_after = 0.0  # by the loop's clock
-        self._stopping = False
         self._breaker_changes = BreakerChanges(self._clock)
         self._recorder = Recorder(database, 2 * (self._lanes.quick.size + self._lanes.slow.size))
+        self._sender = Sender(database, transport, plans, self._room, self._recorder, margin_s=margin_s)
 
     def start(self) -> None:
         self._recorder.start()
@@ -145,8 +137,7 @@ class Engine:
         while True:
             async with self._database.driver() as driver:
                 found = await deliveries.parked_subscriptions(driver, self._find_parked_after, PARKED_PAGE)
-            await self._plans.at({(one.id, one.version) for one in found})
-            self._configure(one.id for one in found)
+            self._room.know(await self._plans.at({(one.id, one.version) for one in found}))
             for one in found:
                 self._gates[one.id].sends = one.status == SubscriptionStatus.ACTIVE
                 if one.status != SubscriptionStatus.PAUSED:
@@ -160,24 +151,23 @@ class Engine:
 
     async def stop(self, timeout_s: float) -> None:
         """Sends nothing more; lets what is under way finish for `timeout_s`, then hands the rest back."""
-        self._stopping = True
+        self._sender.stopping = True
         for loop in self._loops:
             loop.cancel()
         end = self._clock() + timeout_s
         self._recorder.give_up_at = end + CLOSE_S
-        while (self._tasks or self._claiming) and self._clock() < end:
+        while (self._sender.tasks or self._claiming) and self._clock() < end:
             # A claim under way may still add tasks, which hand back; it ends by itself.
-            await asyncio.wait([*self._tasks, *self._claiming], timeout=min(0.1, end - self._clock()))
-        for task in self._attempts:
-            task.cancel()
+            await asyncio.wait([*self._sender.tasks, *self._claiming], timeout=min(0.1, end - self._clock()))
+        self._sender.cut_short()
         try:
             async with asyncio.timeout_at(self._recorder.give_up_at):
-                while self._tasks or self._claiming:
-                    await asyncio.wait([*self._tasks, *self._claiming])
+                while self._sender.tasks or self._claiming:
+                    await asyncio.wait([*self._sender.tasks, *self._claiming])
                 await self._recorder.close()
         except TimeoutError:
             # Their leases end, and other workers take them up.
-            log.warning("the database does not answer; outcomes stay unrecorded", outcomes=len(self._tasks))
+            log.warning("the database does not answer; outcomes stay unrecorded", outcomes=len(self._sender.tasks))
 
     # --- limits ---
 
@@ -185,14 +175,7 @@ class Engine:
         """The limits of those that this worker does not know yet."""
         unknown = [one for one in subscription_ids if self._gates[one].version == 0]
         if unknown:
-            await self._plans.at({(one, 0) for one in unknown})
-            self._configure(unknown)
-
-    def _configure(self, subscription_ids: Iterable[UUID]) -> None:
-        for one in subscription_ids:
-            plan = self._plans.cached(one)
-            if plan is not None:
-                self._gates.configure(self._gates[one], plan.organization_id, plan.version, plan.limits, plan.breaker)
+            self._room.know(await self._plans.at({(one, 0) for one in unknown}))
 
     async def _look_around(self) -> None:
         """A few times a second: who is slow by now, who may be sent more of what is parked, is there room for what was
@@ -280,7 +263,7 @@ class Engine:
 
     async def _sweep_beside(self) -> None:
         try:
-            if not self._stopping:
+            if not self._sender.stopping:
                 await self._sweep()
         except Exception as error:
             log.warning("what is due could not be claimed; the next sweep will", error=repr(error))
@@ -362,100 +345,13 @@ class Engine:
         self._claiming_task(self._send(claims, reserved, claimed_at))
         return len(claims)
 
-    async def _send(self, claims: list[Claimed], reserved: dict[UUID, Gate], claimed_at: float) -> None:
-        """Sets them on their way, and lets the next batch have its turn."""
+    async def _send(self, claims: Sequence[Claimed], reserved: dict[UUID, Gate], claimed_at: float) -> None:
+        """Lets the next batch have its turn once these are on their way."""
         try:
-            live = [one for one in claims if one.subscription_status != SubscriptionStatus.PAUSED]
-            stored: dict[UUID, StoredEvent] = {}
-            if live:
-                async with self._database.driver() as driver:
-                    stored = await events.stored(driver, list({one.event_id for one in live}))
-            plans = await self._plans.at({(one.subscription_id, one.subscription_version) for one in live})
-            self._configure({one.subscription_id for one in live})
-            for claimed in live:
-                event, plan = stored.get(claimed.event_id), plans.get(claimed.subscription_id)
-                gate = reserved.pop(claimed.id)
-                task = asyncio.create_task(self._deliver(gate, claimed, event, plan, claimed_at))
-                self._tasks.add(task)
-                task.add_done_callback(partial(self._ended, gate))
-            held = [one for one in claims if one.subscription_status == SubscriptionStatus.PAUSED]
-            if held:  # last, so that whatever becomes of it keeps no other subscription waiting
-                for one in held:
-                    self._gates[one.subscription_id].sends = False
-                async with self._database.driver() as driver:
-                    await deliveries.hold(driver, held)
+            await self._sender.send(claims, reserved, claimed_at)
         except Exception as error:
             log.warning("what was claimed could not be sent; it will be once its leases end", error=repr(error))
             self._pause()
         finally:
             self._room.give_back(reserved)
             self._in_turn.release()
-
-    def _ended(self, gate: Gate, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        self._room.release(gate)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            # Its lease ends and the sweep takes it up again; but this should not happen, so say it.
-            log.error("a delivery could not be handled", exc_info=error)
-
-    # --- sending ---
-
-    async def _deliver(
-        self, gate: Gate, claimed: Claimed, event: StoredEvent | None, plan: Plan | None, claimed_at: float
-    ) -> None:
-        try:
-            finish = self._unsent(gate, claimed, event, plan, claimed_at)
-            if finish is None:
-                assert event is not None and plan is not None  # nosec B101 # noqa: S101, PT018 - for the type checker
-                self._gates.send(gate, claimed.id)
-                finish = await self._attempt(plan, claimed, event)
-                self._heed(gate, claimed, finish)
-        finally:
-            self._gates.withdraw(gate, claimed.id)
-        await self._recorder.keep(finish)
-
-    async def _attempt(self, plan: Plan, claimed: Claimed, event: StoredEvent) -> Finish:
-        """This alone is cut short by a stop: what comes before hands back, and what came of it is recorded."""
-        task = cast("asyncio.Task[Any]", asyncio.current_task())
-        self._attempts.add(task)
-        try:
-            return await attempt(self._transport, plan, claimed, event)
-        finally:
-            self._attempts.discard(task)
-
-    def _unsent(
-        self, gate: Gate, claimed: Claimed, event: StoredEvent | None, plan: Plan | None, claimed_at: float
-    ) -> Finish | None:
-        """What becomes of one that is not to be sent; None when it is."""
-        verdict = deliveries.verdict_without_sending(claimed)
-        gate.sends = verdict is None
-        if verdict is not None:
-            return Finish(claimed, verdict)
-        if event is None or plan is None:
-            # A fault on our side, which spends no attempt. The log says which; others are not held up.
-            return Finish(claimed, Verdict(State.PENDING, PendingReason.RETRY, FAULT_DELAY_S))
-        if event.redacted:
-            return Finish(claimed, Verdict(State.DISCARDED, DiscardReason.EVENT_REDACTED))
-        if self._stopping:
-            return Finish(claimed, Verdict(State.PENDING, claimed.waiting_reason, 0.0))
-        if gate.id != claimed.subscription_id:
-            return Finish(claimed, Verdict(State.PENDING, claimed.waiting_reason, 0.0))  # a hint that lied
-        if self._clock() - claimed_at > self._margin_s / 2 or self._gates.is_overrun(gate):
-            # This process stood still since the claim: sending now could outlast the lease. Or its limits are lower
-            # than the gate knew, or it takes deliveries again that only passed through before.
-            return Finish(claimed, Verdict(State.PENDING, claimed.waiting_reason, STALE_DELAY_S))
-        return None
-
-    def _heed(self, gate: Gate, claimed: Claimed, finish: Finish) -> None:
-        """What an attempt says about its endpoint."""
-        tried = finish.tried
-        if tried is None or tried.error_kind == ErrorKind.BLOCKED_ADDRESS or self._stopping:
-            return
-        current = self._plans.cached(claimed.subscription_id)
-        if current is not None and current.url != tried.url:
-            return  # it was meanwhile moved
-        ok = tried.error_kind is None
-        status = tried.status_code
-        stalls = not ok and (status is None or status == 429 or status >= 500)
-        self._gates.end(gate, claimed.id, ok=ok, stalls=stalls)
-        self._room.circuits.record(claimed.subscription_id, gate.breaker, ok=ok)

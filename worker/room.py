@@ -18,6 +18,7 @@ from worker.circuits import Circuits
 from worker.gates import Gate, Gates, Share
 from worker.lanes import Lane, Lanes
 from worker.parked import Parked
+from worker.plans import Plan
 from worker.ready import Admission
 
 MAX_CLAIM = 150  # deliveries one claim takes: what it locks others wait for, and a larger one costs each hardly less
@@ -37,6 +38,11 @@ class Room:
         self.parked = Parked()
         self._left_behind = False  # something due found no slot, and was not parked
         self._changed = changed
+
+    def know(self, plans: Mapping[UUID, Plan]) -> None:
+        """The limits of these subscriptions."""
+        for one, plan in plans.items():
+            self.gates.configure(self.gates[one], plan.organization_id, plan.version, plan.limits, plan.breaker)
 
     def look_around(self) -> bool:
         """Who is slow by now, and who has answered? For a few times a second. Returns whether something due was left

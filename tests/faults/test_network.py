@@ -105,8 +105,8 @@ def in_flight(engine: Engine) -> int:
 
 
 def transport_of(engine: Engine) -> EgressTransport:
-    assert isinstance(engine._transport, EgressTransport)
-    return engine._transport
+    assert isinstance(engine._sender._transport, EgressTransport)
+    return engine._sender._transport
 
 
 MAX_IN_FLIGHT = 512
@@ -283,8 +283,8 @@ async def all_is_given_back(engine: Engine) -> None:
         return in_flight(engine) == 0 and not transport_of(engine)._connector._acquired and not engine._claiming
 
     await eventually(free, SLACK_S, "slots and connections are given back")
-    assert not engine._tasks
-    assert not engine._attempts
+    assert not engine._sender.tasks
+    assert not engine._sender._attempts
 
 
 # --- connections that close at the moment of reuse ---

@@ -324,7 +324,7 @@ def test_a_stop_waits_for_the_outcome_of_what_was_sent(
             engine = p.engine
 
             async def both_sent() -> bool:
-                return len(received(receiver, "/ok")) == 2 and not engine._attempts
+                return len(received(receiver, "/ok")) == 2 and not engine._sender._attempts
 
             await eventually(both_sent, what="both are sent")
             stopping = asyncio.create_task(engine.stop(0.0))
@@ -335,7 +335,7 @@ def test_a_stop_waits_for_the_outcome_of_what_was_sent(
             await eventually(has_cut_short, what="the stop begins")
             may.set()
             await stopping
-            assert not engine._tasks
+            assert not engine._sender.tasks
             rows = await p.sql("SELECT state, attempt_count FROM deliveries")
             assert [(row["state"], row["attempt_count"]) for row in rows] == [("delivered", 1)] * 2
 
