@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import httpx
@@ -114,12 +115,13 @@ def _paths(sample: Mapping[str, str]) -> list[str]:
         if "GET" in pages and not path.startswith(NOT_ASKED):
             noun = path.split("/")[1]
             if path not in ONLY_WITH_QUERY:
-                asked.append(PARAMETER.sub(lambda found, noun=noun: _value(sample, noun, found[1]), path))
+                asked.append(PARAMETER.sub(partial(_value, sample, noun), path))
             asked += [f"{path}?{query}" for query in _queries(sample).get(path, [])]
     return asked
 
 
-def _value(sample: Mapping[str, str], noun: str, parameter: str) -> str:
+def _value(sample: Mapping[str, str], noun: str, found: re.Match[str]) -> str:
+    parameter = found[1]
     if parameter in sample:
         return sample[parameter]
     return sample["subscriptions" if parameter.startswith("subscription") else noun]
