@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import event
 
-from core import events, ids
+from core import events, ids, replay_preview
 from core.deliveries import bulk, leases, queues, requests
 from core.storage import partitions
 from core.storage.database import Database
@@ -325,6 +325,36 @@ def test_every_list_the_api_offers_is_served_by_an_index(planted: str, redis_url
                         assert not await faults(driver, plan, by=by), f"{name}: {statement}\n{plan}"
 
     asyncio.run(run())
+
+
+def test_a_preview_of_dead_letters_is_counted_in_indexes(planted: str) -> None:
+    async def run(seeds: Seeds) -> None:
+        organization_id = await seeds.driver.fetchval(
+            "SELECT organization_id FROM deliveries WHERE state = 'dead' LIMIT 1"
+        )
+        statements: list[tuple[str, Any]] = []
+
+        def note(_connection: Any, _cursor: Any, statement: str, values: Any, *_: Any) -> None:
+            if "FROM deliveries" in statement:
+                statements.append((statement, values))
+
+        sync_engine = seeds.database.engine.sync_engine
+        event.listen(sync_engine, "before_cursor_execute", note)
+        async with seeds.database.session() as session:
+            made = await replay_preview.preview(session, organization_id, {"status": "dead"})
+        event.remove(sync_engine, "before_cursor_execute", note)
+        assert made.total
+        assert made.details
+        [(statement, values)] = statements
+        await seeds.driver.execute("SET plan_cache_mode = force_custom_plan")
+        plan = await seeds.driver.fetchval(f"EXPLAIN (FORMAT JSON) {statement}", *values)
+        counted, redacted = plan[0]["Plan"]["Plans"]
+        partitions_ = await large(seeds.driver)
+        for one, kind in ((counted, "Index Only Scan"), (redacted, "Index Scan")):
+            scans = {node["Node Type"] for node in nodes(one) if node.get("Relation Name") in partitions_}
+            assert scans == {kind}, json.dumps(one, indent=1)
+
+    seeded(planted, run)
 
 
 def test_claiming_the_due_takes_time_by_what_is_due_and_not_by_what_there_is(planted: str) -> None:
