@@ -122,9 +122,14 @@ class Engine:
             await self._recorder.tally.flush(driver)
 
     async def sync_breakers(self, store: Breakers) -> None:
-        for subscription_id, breaker in await self._room.circuits.sync(store):
+        for subscription_id, breaker in await self._room.circuits.sync(store, self._urls_now):
             self._breaker_changes.note(subscription_id, breaker)
         self._something.set()
+
+    async def _urls_now(self, subscription_ids: Sequence[UUID]) -> dict[UUID, str]:
+        async with self._database.driver() as driver:
+            rows = await driver.fetch("SELECT id, url FROM subscriptions WHERE id = ANY($1::uuid[])", subscription_ids)
+        return {row["id"]: row["url"] for row in rows}
 
     async def flush_breaker_changes(self) -> None:
         await self._breaker_changes.flush(self._database)

@@ -148,4 +148,4 @@ class Sender:
         status = tried.status_code
         stalls = not ok and (status is None or status == 429 or status >= 500)
         self._gates.end(gate, claimed.id, ok=ok, stalls=stalls)
-        self._room.circuits.record(claimed.subscription_id, gate.breaker, ok=ok)
+        self._room.circuits.record(claimed.subscription_id, gate.breaker, tried.url, ok=ok)

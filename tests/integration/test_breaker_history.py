@@ -70,6 +70,33 @@ async def _count(receiver: Receiver, least: int) -> bool:
     return len(receiver.requests) >= least
 
 
+def test_a_late_failure_of_an_earlier_url_opens_nothing(database_url: str, redis_url: str) -> None:
+    async def check(p: Platform) -> None:
+        assert p.engine is not None
+        later = {"backoff_strategy": "fixed", "base_delay_ms": 3_600_000, "max_attempts": 2}
+        with Receiver() as receiver:
+            made = await p.subscribe(receiver.url("/hold"), circuit_breaker=QUICK, retry_policy=later)
+            await p.send()
+            await eventually(lambda: _count(receiver, 1), what="the request to the earlier URL")
+            path = f"{SUBSCRIPTIONS}/{made['id']}"
+            await p.call("PATCH", path, {"url": receiver.url("/ok")})
+            receiver.release(500)
+
+            async def recorded() -> bool:
+                [row] = await p.sql("SELECT attempt_count FROM deliveries")
+                return bool(row["attempt_count"])
+
+            await eventually(recorded, what="its failure")
+            await p.engine.sync_breakers(p.services.breakers)
+            assert (await p.call("GET", f"{path}/circuit-breaker"))["data"]["state"] == "CLOSED"
+            assert not await p.services.breakers.all()
+            assert not await history(p, made)
+            await p.send()
+            await p.settled(1, "delivered")
+
+    run(database_url, redis_url, check, with_worker=True)
+
+
 def test_people_are_in_it_too(database_url: str, redis_url: str) -> None:
     async def check(p: Platform) -> None:
         made, other = await p.subscribe("https://one.example.com/"), await p.subscribe("https://two.example.com/")
