@@ -24,7 +24,7 @@ from core import ids
 
 PROMPT = "hookwright:hints"
 BULK = "hookwright:hints:bulk"  # read while nothing is in the other
-LISTS = (PROMPT, BULK)
+LISTS = (PROMPT, BULK)  # that every worker reads; and `list_of` itself
 JOBS = "hookwright:jobs"  # arq's own queue: the housekeeping
 MAX_IDS = 100  # deliveries a batch; a larger fan-out is shared among workers
 MAX_BATCHES = 2_000  # in each list; of more the oldest are dropped, which the sweep finds first
@@ -45,6 +45,15 @@ class Hint(NamedTuple):
     organization_id: UUID
     subscription_id: UUID
     delivery_id: UUID
+
+
+def list_of(worker_id: UUID) -> str:
+    """What other workers leave for this one: hints of subscriptions that it alone has a share of."""
+    return f"{PROMPT}:{worker_id.hex}"
+
+
+def put(pipe: Any, name: str, hints: Sequence[Hint]) -> None:
+    pipe.rpush(name, pack(hints)).ltrim(name, -MAX_BATCHES, -1).expire(name, EXPIRES_S)
 
 
 def serialize(job: dict[str, Any]) -> bytes:
@@ -130,7 +139,7 @@ class Hints:
         for queue, name in ((self._prompt, PROMPT), (self._bulk, BULK)):
             if queue:
                 batch = [queue.popleft() for _ in range(min(MAX_IDS, len(queue)))]
-                pipe.rpush(name, pack(batch)).ltrim(name, -MAX_BATCHES, -1).expire(name, EXPIRES_S)
+                put(pipe, name, batch)
         for answer in await pipe.execute(raise_on_error=False):  # it would write the whole batch before the reason
             if isinstance(answer, RedisError):
                 raise answer

@@ -94,23 +94,28 @@ class Engine:
 
     # --- what it is told ---
 
-    async def take(self, hints: Iterable[Hint], *, replays: bool = False) -> None:
-        """Will claim these, if they are due, as there is room, and send them; replays after everything else.
+    async def take(self, hints: Iterable[Hint], *, replays: bool = False) -> dict[UUID, list[Hint]]:
+        """Will claim these, if they are due, as there is room, and send them; replays after everything else. Returns
+        those that another worker is to claim, by its id: of limits that are too small to be shared, it has all.
 
         What there is no room to remember, the sweep will find.
         """
+        others: dict[UUID, list[Hint]] = {}
         hints = list(hints)
         try:
             await self._learn({hint.subscription_id for hint in hints})
         except Exception as error:
             log.warning("hints could not be looked up; the sweep will", error=repr(error), hints=len(hints))
-            return
+            return others
         ready = self._replays if replays else self._first
         for hint in hints:
             gate = self._gates[hint.subscription_id]
-            if not self._gates.is_held_up(gate) or self._gates.room(gate) > 0:
+            if self._gates.is_anothers(gate):
+                others.setdefault(self.membership.first(gate.id), []).append(hint)
+            elif not self._room.is_held_up(gate) or self._gates.room(gate) > 0:
                 ready.add(hint)
         self._something.set()
+        return others
 
     def sweep(self) -> None:
         """Will claim what is due, whoever's hint was lost, and send it."""
@@ -192,7 +197,7 @@ class Engine:
                     self.sweep()
             except Exception:
                 log.exception("endpoints could not be looked at; they will be again")
-            if self._parked:
+            if self._room.awaits_time():
                 self._something.set()
 
     # --- claiming ---

@@ -151,11 +151,13 @@ class Gates:
 
     def is_held_up(self, gate: Gate) -> bool:
         """Whether its deliveries had better wait in the database than in this worker's memory."""
-        return (
-            gate.slow
-            or gate.circuit is not BreakerState.CLOSED
-            or gate.limits.per_second is not None
-            or not self._share(gate.id, gate.limits.max_in_flight)
+        return gate.slow or gate.circuit is not BreakerState.CLOSED or self.is_anothers(gate)
+
+    def is_anothers(self, gate: Gate) -> bool:
+        """Whether its limits are too small to be shared by all workers, and this one has no part in them."""
+        limits = gate.limits
+        return not self._share(gate.id, limits.max_in_flight) or (
+            limits.per_second is not None and not self._rate(gate)
         )
 
     def _window(self, gate: Gate) -> int:

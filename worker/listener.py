@@ -13,6 +13,7 @@ import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from core import hints
+from core.hints import Hint
 from worker.engine import Engine
 from worker.outages import through_outages
 from worker.sparing import spare
@@ -50,28 +51,31 @@ class Listener:
             await asyncio.gather(*self._taking, return_exceptions=True)
 
     async def _listen(self) -> None:
-        redis: Any = hints.connect(self._redis_url, max_connections=1)  # its annotations mix two clients
+        # Its annotations mix two clients. One connection waits, over the other hints are passed on.
+        redis: Any = hints.connect(self._redis_url, max_connections=2)
+        own = hints.list_of(self._engine.membership.id)
         try:
             while not self._is_over():
                 try:
-                    found = await redis.blpop(hints.LISTS, timeout=NAP_S)
+                    found = await redis.blpop((own, *hints.LISTS), timeout=NAP_S)
                 except ResponseError as error:
                     if not str(error).startswith("WRONGTYPE"):
                         raise
-                    await _tidy(redis)
+                    await _tidy(redis, own)
                     continue
                 if found is None:
                     continue
-                name, packed = found
+                name, packed = found[0].decode(), found[1]
                 if self._is_over():  # it came while we were about to end: another worker takes it
+                    name = hints.PROMPT if name == own else name
                     await redis.pipeline().lpush(name, packed).expire(name, hints.EXPIRES_S).execute()
                 else:
-                    await self._take(packed)
+                    await self._take(packed, redis, came_by_others=name == own)
         finally:
             with contextlib.suppress(RedisError, OSError, TimeoutError):
                 await redis.aclose(close_connection_pool=True)
 
-    async def _take(self, packed: bytes) -> None:
+    async def _take(self, packed: bytes, redis: Any, *, came_by_others: bool) -> None:
         if len(packed) > MAX_BATCH_BYTES:
             log.warning("hints that are too many were dropped", bytes=len(packed))
             return
@@ -80,15 +84,27 @@ class Listener:
         except (ValueError, TypeError) as error:
             log.warning("hints that can't be read were dropped", error=repr(error)[:200])
             return
-        task = asyncio.create_task(self._engine.take(batch))
+        task = asyncio.create_task(self._hand_over(batch, redis, came_by_others))
         self._taking.add(task)
         task.add_done_callback(self._taking.discard)
         while len(self._taking) >= MAX_TAKING and not self._is_over():
             await asyncio.wait(self._taking, timeout=NAP_S, return_when=asyncio.FIRST_COMPLETED)
 
+    async def _hand_over(self, batch: list[Hint], redis: Any, came_by_others: bool) -> None:
+        others = await self._engine.take(batch)
+        if not others or came_by_others:  # passed on once, and no more: the list of workers changes just now
+            return
+        pipe = redis.pipeline(transaction=False)
+        for worker_id, theirs in others.items():
+            hints.put(pipe, hints.list_of(worker_id), theirs)
+        try:
+            await pipe.execute()
+        except (RedisError, OSError, TimeoutError) as error:
+            log.warning("hints could not be passed on; the sweep will find their deliveries", error=repr(error))
 
-async def _tidy(redis: Any) -> None:
-    for name in hints.LISTS:
+
+async def _tidy(redis: Any, own: str) -> None:
+    for name in (own, *hints.LISTS):
         kind = await redis.type(name)
         if kind not in (b"list", b"none"):
             log.warning("a list of hints in Redis was something else and was deleted", key=name, kind=kind.decode())

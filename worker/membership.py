@@ -36,6 +36,10 @@ class Membership:
     async def leave(self, driver: Any) -> None:
         await driver.execute("DELETE FROM workers WHERE id = $1", self.id)
 
+    def first(self, subscription_id: UUID) -> UUID:
+        """Which worker has a part of this subscription's however small numbers."""
+        return min(self._all, key=lambda one: _rank(subscription_id, one, self._all))
+
     def share(self, subscription_id: UUID, whole: int) -> int:
         """This worker's part of `whole`. The parts of all workers add up to it; some may be 0."""
         count = len(self._all)

@@ -20,6 +20,9 @@ class Parked:
     def __bool__(self) -> bool:
         return bool(self._organizations)
 
+    def has(self, organization_id: UUID | None, subscription_id: UUID) -> bool:
+        return organization_id is not None and subscription_id in self._organizations.get(organization_id, ())
+
     def add(self, organization_id: UUID, subscription_id: UUID) -> None:
         self._organizations.setdefault(organization_id, OrderedDict()).setdefault(subscription_id)
 

@@ -37,6 +37,7 @@ class Room:
         self.gates = Gates(clock=clock, share=share, circuit=self.circuits.state, move=self._move)
         self.parked = Parked()
         self._left_behind = False  # something due found no slot, and was not parked
+        self._awaits_rate = False  # something in memory waits for its rate
         self._changed = changed
 
     def know(self, plans: Mapping[UUID, Plan]) -> None:
@@ -51,6 +52,11 @@ class Room:
         self.lanes.recount(self.gates.holding())
         left, self._left_behind = self._left_behind, False
         return left
+
+    def awaits_time(self) -> bool:
+        """Whether there may be more room soon by the clock alone, rather than by what comes to an end."""
+        awaits, self._awaits_rate = self._awaits_rate or bool(self.parked), False
+        return awaits
 
     def _move(self, gate: Gate, slow: bool) -> bool:
         """What an endpoint has under way changes the lane with it."""
@@ -97,10 +103,17 @@ class Room:
         if self.reserve(gate, delivery_id):
             reserved[delivery_id] = gate
             return Admission.YES
-        if self.gates.is_held_up(gate):
+        if self.is_held_up(gate):
             self._left_behind = True
             return Admission.FORGET
+        self._awaits_rate = self._awaits_rate or gate.limits.per_second is not None
         return Admission.CROWD if self.is_crowded_out(gate) else Admission.WAIT
+
+    def is_held_up(self, gate: Gate) -> bool:
+        """Whether its deliveries had better wait in the database. Those of a rate wait in memory until it allows the
+        next, unless others wait in the database already, which they would overtake."""
+        has_rate = gate.limits.per_second is not None
+        return self.gates.is_held_up(gate) or (has_rate and self.parked.has(gate.organization_id, gate.id))
 
     def choose(self, due: Sequence[Due], reserved: MutableMapping[UUID, Gate]) -> list[Choice | Park]:
         """What a sweep does with each of these; those it claims are `reserved`."""

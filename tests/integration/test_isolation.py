@@ -17,6 +17,8 @@ from worker import main as worker
 
 ONCE = {"backoff_strategy": "fixed", "max_attempts": 1}
 OFTEN = {"backoff_strategy": "fixed", "base_delay_ms": 10, "max_attempts": 50, "jitter": False}
+SELDOM_S = 60  # between sweeps: what comes before was hinted
+SELDOM = {"SWEEP_INTERVAL_S": str(SELDOM_S)}
 
 Test = Callable[[Platform, Receiver], Awaitable[None]]
 
@@ -141,6 +143,36 @@ def test_two_workers_share_a_breaker(database_url: str, redis_url: str) -> None:
 
 
 # --- limits --------------------------------------------------------------------------------------------------------
+
+
+def test_limits_too_small_to_be_shared_wait_for_no_sweep(database_url: str, redis_url: str) -> None:
+    async def test(p: Platform, receiver: Receiver) -> None:
+        assert p.engine is not None
+        async with worker.working(settings.load(environment(database_url, redis_url, **SELDOM))) as second:
+            both = (p.engine, second)
+
+            async def have_met() -> bool:
+                return all(one.membership.count == 2 for one in both)
+
+            await eventually(have_met, what="both know of each other")
+            for _ in range(6):
+                await p.subscribe(receiver.url("/ok"), limits={"max_in_flight": 1})
+                await p.subscribe(receiver.url("/ok"), limits={"per_second": 1.5})
+            await p.send()
+            await p.settled(12, "delivered", within_s=SELDOM_S / 2)
+
+    delivering(database_url, redis_url, test, **SELDOM)
+
+
+def test_a_burst_waits_for_its_rate_and_for_no_sweep(database_url: str, redis_url: str) -> None:
+    async def test(p: Platform, receiver: Receiver) -> None:
+        await p.subscribe(receiver.url("/ok"), limits={"per_second": 20})
+        for _ in range(12):
+            await p.send()
+        await p.settled(12, "delivered", within_s=SELDOM_S / 2)
+        assert {row["attempt_count"] for row in await p.sql("SELECT attempt_count FROM deliveries")} == {1}
+
+    delivering(database_url, redis_url, test, **SELDOM)
 
 
 def test_no_more_are_in_flight_than_the_subscription_takes(database_url: str, redis_url: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, cast
+from uuid import UUID
 
 import pytest
 
@@ -15,6 +16,7 @@ from tests.platform import eventually
 from worker import listener
 from worker.engine import Engine
 from worker.listener import Listener
+from worker.membership import Membership
 
 TOO_LARGE = b"[" + b" " * listener.MAX_BATCH_BYTES + b"]"
 
@@ -24,12 +26,15 @@ class Told:
 
     def __init__(self) -> None:
         self.batches: list[list[Hint]] = []
+        self.others: dict[UUID, list[Hint]] = {}
+        self.membership = Membership()
         self.open = asyncio.Event()
         self.open.set()
 
-    async def take(self, batch: Iterable[Hint]) -> None:
+    async def take(self, batch: Iterable[Hint]) -> dict[UUID, list[Hint]]:
         await self.open.wait()
         self.batches.append(list(batch))
+        return self.others
 
 
 def listening(redis_url: str, test: Callable[[Listener, Told, Any], Awaitable[None]]) -> None:
@@ -128,5 +133,29 @@ def test_what_is_no_hint_or_no_list_is_dropped(redis_url: str) -> None:
         await eventually(is_gone, what="what is no list is gone")
         one.end()
         await running
+
+    listening(redis_url, test)
+
+
+def test_what_another_worker_is_to_claim_is_passed_on_once(redis_url: str) -> None:
+    async def test(one: Listener, told: Told, redis: Any) -> None:
+        other, theirs = Told(), batch()
+        told.others = {other.membership.id: theirs}
+        other.others = {told.membership.id: theirs}  # it sees other workers than the first one does
+        second = Listener(redis_url, cast(Engine, other))
+        running = [asyncio.create_task(one.run()), asyncio.create_task(second.run())]
+        await redis.rpush(hints.list_of(told.membership.id), hints.pack(batch()))
+        await eventually(lambda: _have_come(told, 1), what="what was left for the first")
+        assert not other.batches, "what was passed on is not passed on again"
+        # Whichever reads it passes it to the other, which keeps it.
+        await redis.rpush(hints.PROMPT, hints.pack(theirs))
+        await eventually(lambda: _have_come(told, 2), what="the hint at the first")
+        await eventually(lambda: _have_come(other, 1), what="the hint at the second")
+        assert theirs in told.batches
+        assert other.batches == [theirs]
+        for listener_ in (one, second):
+            listener_.end()
+        await asyncio.gather(*running)
+        assert (len(told.batches), len(other.batches)) == (2, 1)
 
     listening(redis_url, test)
