@@ -151,7 +151,7 @@ class Engine:
             for one in found:
                 self._gates[one.id].sends = one.status == SubscriptionStatus.ACTIVE
                 if one.status != SubscriptionStatus.PAUSED:
-                    self._parked.add(one.organization_id, one.id)
+                    self._parked.found(one.organization_id, one.id, first=one.first)
             if found:
                 self._something.set()
             was_last = len(found) < PARKED_PAGE
@@ -299,7 +299,7 @@ class Engine:
                 )
             more = swept.more
             for one in swept.parked:
-                self._parked.add(one.organization_id, one.subscription_id)
+                self._parked.add(one.organization_id, one.subscription_id, first=one.rank == 0)
             return swept.claims
 
         await self._claim_and_send(claim, reserved)

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from uuid import UUID
 
-_Subscriptions = OrderedDict[UUID, None]  # in the order of their turns
+_Subscriptions = OrderedDict[UUID, bool]  # in the order of their turns; whether first attempts are among it
 
 
 class Parked:
@@ -20,11 +20,19 @@ class Parked:
     def __bool__(self) -> bool:
         return bool(self._organizations)
 
-    def has(self, organization_id: UUID | None, subscription_id: UUID) -> bool:
-        return organization_id is not None and subscription_id in self._organizations.get(organization_id, ())
+    def has_first(self, organization_id: UUID | None, subscription_id: UUID) -> bool:
+        """Whether first attempts are parked for it."""
+        subscriptions = None if organization_id is None else self._organizations.get(organization_id)
+        return subscriptions is not None and subscriptions.get(subscription_id, False)
 
-    def add(self, organization_id: UUID, subscription_id: UUID) -> None:
-        self._organizations.setdefault(organization_id, OrderedDict()).setdefault(subscription_id)
+    def add(self, organization_id: UUID, subscription_id: UUID, *, first: bool) -> None:
+        """Something was parked for it; `first`: a first attempt."""
+        subscriptions = self._organizations.setdefault(organization_id, OrderedDict())
+        subscriptions[subscription_id] = first or subscriptions.get(subscription_id, False)
+
+    def found(self, organization_id: UUID, subscription_id: UUID, *, first: bool) -> None:
+        """What is parked for it now was looked at; `first`: there are first attempts among it."""
+        self._organizations.setdefault(organization_id, OrderedDict())[subscription_id] = first
 
     def discard(self, organization_id: UUID, subscription_id: UUID) -> None:
         subscriptions = self._organizations.get(organization_id)

@@ -111,9 +111,9 @@ class Room:
 
     def is_held_up(self, gate: Gate) -> bool:
         """Whether its deliveries had better wait in the database. Those of a rate wait in memory until it allows the
-        next, unless others wait in the database already, which they would overtake."""
+        next, unless first attempts wait in the database already, which they would overtake."""
         has_rate = gate.limits.per_second is not None
-        return self.gates.is_held_up(gate) or (has_rate and self.parked.has(gate.organization_id, gate.id))
+        return self.gates.is_held_up(gate) or (has_rate and self.parked.has_first(gate.organization_id, gate.id))
 
     def choose(self, due: Sequence[Due], reserved: MutableMapping[UUID, Gate]) -> list[Choice | Park]:
         """What a sweep does with each of these; those it claims are `reserved`."""

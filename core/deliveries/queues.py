@@ -175,12 +175,14 @@ CROSS JOIN LATERAL (
 
 @dataclass(frozen=True, slots=True)
 class ParkedFor:
-    """A subscription that something is parked for, as it is now."""
+    """A subscription that something is parked for, as it is now. `first`: first attempts among it; only of those with a
+    limit a second it is asked, and said to be so of others."""
 
     id: UUID
     organization_id: UUID
     version: int
     status: str
+    first: bool
 
 
 async def parked_subscriptions(driver: Any, after: UUID, limit: int) -> list[ParkedFor]:
@@ -199,6 +201,9 @@ WITH RECURSIVE leap(id, number) AS (
     ), number + 1
     FROM leap WHERE leap.id IS NOT NULL AND number < $2
 )
-SELECT s.id, s.organization_id, s.version, s.status FROM leap JOIN subscriptions s USING (id)
+SELECT s.id, s.organization_id, s.version, s.status, CASE WHEN s.limits->>'per_second' IS NULL THEN true ELSE EXISTS (
+    SELECT FROM deliveries d WHERE {PARKED} AND d.subscription_id = s.id AND {PARKED_RANK} = 0
+) END AS first
+FROM leap JOIN subscriptions s USING (id)
 WHERE number > 0 ORDER BY id
 """

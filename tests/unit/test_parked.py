@@ -12,7 +12,7 @@ def filled(**numbers: int) -> tuple[Parked, dict[str, list[tuple[object, object]
         organization_id = {"one": ONE, "two": TWO}[name]
         subscriptions = [new_id() for _ in range(number)]
         for one in subscriptions:
-            parked.add(organization_id, one)
+            parked.add(organization_id, one, first=True)
         made[name] = [(organization_id, one) for one in subscriptions]
     return parked, made
 
@@ -32,7 +32,7 @@ def test_who_had_a_turn_comes_last() -> None:
 
 def test_who_is_added_again_keeps_its_turn() -> None:
     parked, made = filled(one=2)
-    parked.add(*made["one"][0])
+    parked.add(*made["one"][0], first=False)
     assert list(parked.turns()) == made["one"]
 
 
@@ -44,3 +44,17 @@ def test_nothing_is_left_of_what_is_discarded() -> None:
     parked.discard(*made["one"][0])
     assert not parked
     assert list(parked.turns()) == []
+
+
+def test_it_knows_for_whom_first_attempts_are_parked() -> None:
+    parked = Parked()
+    one = new_id()
+    assert not parked.has_first(ONE, one)
+    parked.add(ONE, one, first=False)
+    assert not parked.has_first(ONE, one)
+    parked.add(ONE, one, first=True)
+    parked.add(ONE, one, first=False)
+    assert parked.has_first(ONE, one)
+    parked.found(ONE, one, first=False)
+    assert not parked.has_first(ONE, one)
+    assert not parked.has_first(None, one)

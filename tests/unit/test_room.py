@@ -15,6 +15,7 @@ from core.limiting.limits import Limits
 from worker.engine import Engine
 from worker.gates import Gate
 from worker.membership import Membership
+from worker.ready import Admission
 from worker.room import FIRST_RANKS, MAX_CLAIM, MAX_PARKED_LOOK, Room
 
 
@@ -32,7 +33,7 @@ def parked(room: Room, organization_id: UUID | None = None, *, slow: bool = Fals
     gate = room.gates[new_id()]
     room.gates.configure(gate, organization_id, 1, Limits(), BreakerSettings())
     gate.slow, gate.proven, gate.window = slow, True, window
-    room.parked.add(organization_id, gate.id)
+    room.parked.add(organization_id, gate.id, first=True)
     return gate
 
 
@@ -99,6 +100,23 @@ def test_each_rank_is_first_now_and_then() -> None:
         parked(room)
         ranks = [room.for_parked()[0][1].first_rank for _ in range(2 * len(FIRST_RANKS))]
         assert {rank: ranks.count(rank) for rank in range(3)} == {0: 12, 1: 2, 2: 2}
+
+    with_room(test)
+
+
+def test_what_a_rate_holds_back_waits_in_memory_unless_it_would_overtake() -> None:
+    def test(room: Room) -> None:
+        gate = room.gates[new_id()]
+        room.gates.configure(gate, new_id(), 1, Limits(per_second=1.0), BreakerSettings())
+        reserved: dict[UUID, Gate] = {}
+        answers = [room.admit(gate.id, new_id(), reserved) for _ in range(2)]
+        assert answers == [Admission.YES, Admission.WAIT]
+        assert [room.awaits_time(), room.awaits_time()] == [True, False]
+        assert gate.organization_id is not None
+        room.parked.add(gate.organization_id, gate.id, first=False)
+        assert room.admit(gate.id, new_id(), reserved) is Admission.WAIT, "first attempts stand before what is parked"
+        room.parked.add(gate.organization_id, gate.id, first=True)
+        assert room.admit(gate.id, new_id(), reserved) is Admission.FORGET
 
     with_room(test)
 
