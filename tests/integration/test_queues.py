@@ -165,6 +165,24 @@ def test_parked_subscriptions_are_found_a_page_at_a_time(database_url: str) -> N
     seeded(database_url, run)
 
 
+def test_for_those_with_a_rate_it_is_known_whether_first_attempts_are_parked(database_url: str) -> None:
+    async def run(seeds: Seeds) -> None:
+        waiting: dict[UUID, bool] = {}
+        for has_rate in (True, False):
+            for columns in ({"attempt_count": 1}, {"series": 1}, {}):
+                one = await seeds.subscription()
+                if has_rate:
+                    limits = "UPDATE subscriptions SET limits = '{\"per_second\": 2.5}' WHERE id = $1"
+                    await seeds.driver.execute(limits, one)
+                for more in (columns, {"attempt_count": 2}):
+                    await parked(seeds, await seeds.delivery(subscription_id=one, **more))
+                waiting[one] = not has_rate or not columns
+        found = await deliveries.parked_subscriptions(seeds.driver, UUID(int=0), 10)
+        assert {one.id: one.first for one in found} == waiting
+
+    seeded(database_url, run)
+
+
 def test_what_is_parked_for_a_deleted_subscription_is_discarded(database_url: str) -> None:
     async def run(seeds: Seeds) -> None:
         one, two, held = [await seeds.delivery(reason="new") for _ in range(3)]
