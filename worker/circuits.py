@@ -56,8 +56,8 @@ class Circuits:
             outcomes.append((ok, now_ms, url))
 
     async def sync(self, store: Breakers, urls_now: UrlsNow) -> list[tuple[UUID, Breaker]]:
-        """Adds what happened here to what stands in Redis, and takes that over. Without Redis, changes nothing; nor
-        where `urls_now` raises, and then this does.
+        """Adds what happened here to what stands in Redis, and takes that over. Without Redis, or without an answer of
+        `urls_now`, changes nothing. Raises what that raises and is not `UNREACHABLE`.
 
         Returns the breakers whose state changed there by it: those that no other worker has changed at the same time.
         """

@@ -112,8 +112,8 @@ class Engine:
             gate = self._gates[hint.subscription_id]
             if self._gates.is_anothers(gate):
                 others.setdefault(self.membership.first(gate.id), []).append(hint)
-            elif not self._room.is_held_up(gate) or self._gates.room(gate) > 0:
-                ready.add(hint)
+            elif most := self._room.remembers(gate, replay=replays):
+                ready.add(hint, most)
         self._something.set()
         return others
 
@@ -242,11 +242,14 @@ class Engine:
         def admit(subscription_id: UUID, delivery_id: UUID) -> Admission:
             return self._room.admit(subscription_id, delivery_id, reserved)
 
+        def admit_replay(subscription_id: UUID, delivery_id: UUID) -> Admission:
+            return self._room.admit(subscription_id, delivery_id, reserved, replay=True)
+
         wanted = self._first.take(most, admit)
         is_full = len(wanted) == most
         if not is_full:
             self._grace.end()
-            wanted += self._replays.take(most - len(wanted), admit)
+            wanted += self._replays.take(most - len(wanted), admit_replay)
         if not wanted:
             return False
 

@@ -70,12 +70,13 @@ class Listener:
                     name = hints.PROMPT if name == own else name
                     await redis.pipeline().lpush(name, packed).expire(name, hints.EXPIRES_S).execute()
                 else:
-                    await self._take(packed, redis, came_by_others=name == own)
+                    # What an organization creates beyond its prompt hints does not come before those of others.
+                    await self._take(packed, redis, passes_on=name == hints.PROMPT)
         finally:
             with contextlib.suppress(RedisError, OSError, TimeoutError):
                 await redis.aclose(close_connection_pool=True)
 
-    async def _take(self, packed: bytes, redis: Any, *, came_by_others: bool) -> None:
+    async def _take(self, packed: bytes, redis: Any, *, passes_on: bool) -> None:
         if len(packed) > MAX_BATCH_BYTES:
             log.warning("hints that are too many were dropped", bytes=len(packed))
             return
@@ -84,21 +85,23 @@ class Listener:
         except (ValueError, TypeError) as error:
             log.warning("hints that can't be read were dropped", error=repr(error)[:200])
             return
-        task = asyncio.create_task(self._hand_over(batch, redis, came_by_others))
+        task = asyncio.create_task(self._hand_over(batch, redis, passes_on))
         self._taking.add(task)
         task.add_done_callback(self._taking.discard)
         while len(self._taking) >= MAX_TAKING and not self._is_over():
             await asyncio.wait(self._taking, timeout=NAP_S, return_when=asyncio.FIRST_COMPLETED)
 
-    async def _hand_over(self, batch: list[Hint], redis: Any, came_by_others: bool) -> None:
+    async def _hand_over(self, batch: list[Hint], redis: Any, passes_on: bool) -> None:
         others = await self._engine.take(batch)
-        if not others or came_by_others:  # passed on once, and no more: the list of workers changes just now
+        if not others or not passes_on:  # once and no more: where workers differ in who there is, it would go on
             return
         pipe = redis.pipeline(transaction=False)
         for worker_id, theirs in others.items():
             hints.put(pipe, hints.list_of(worker_id), theirs)
         try:
-            await pipe.execute()
+            for answer in await pipe.execute(raise_on_error=False):  # it would write the whole batch before the reason
+                if isinstance(answer, RedisError):
+                    raise answer
         except (RedisError, OSError, TimeoutError) as error:
             log.warning("hints could not be passed on; the sweep will find their deliveries", error=repr(error))
 

@@ -42,14 +42,14 @@ class Ready:
     def __len__(self) -> int:
         return self._size
 
-    def add(self, hint: Hint) -> bool:
-        """Whether there was room for it."""
+    def add(self, hint: Hint, most: int = MAX_ALL) -> bool:
+        """Whether there was room for it; `most` wait for its subscription at the most."""
         organization_id, subscription_id, delivery_id = hint
         size = self._sizes.get(organization_id, 0)
         if self._size >= MAX_ALL or size >= MAX_ORGANIZATION:
             return False
         queue = self._organizations.setdefault(organization_id, OrderedDict()).setdefault(subscription_id, deque())
-        if len(queue) >= MAX_SUBSCRIPTION:
+        if len(queue) >= min(most, MAX_SUBSCRIPTION):
             return False
         queue.append(delivery_id)
         self._sizes[organization_id] = size + 1

@@ -19,7 +19,7 @@ from worker.gates import Gate, Gates, Share
 from worker.lanes import Lane, Lanes
 from worker.parked import Parked
 from worker.plans import Plan
-from worker.ready import Admission
+from worker.ready import MAX_ALL, Admission
 
 MAX_CLAIM = 150  # deliveries one claim takes: what it locks others wait for, and a larger one costs each hardly less
 MAX_LOOK = 300  # due deliveries a sweep looks at
@@ -95,25 +95,38 @@ class Room:
             self.gates.withdraw(gate, delivery_id)
             self.release(gate)
 
-    def admit(self, subscription_id: UUID, delivery_id: UUID, reserved: MutableMapping[UUID, Gate]) -> Admission:
+    def remembers(self, gate: Gate, *, replay: bool) -> int:
+        """How many of its hints are to wait in this worker's memory. What is not, the sweep parks.
+
+        Of those with a rate as many as it lets through in a second, which is when a sweep parks what still waits; none
+        of replays, and none where first attempts are parked already, which they would overtake."""
+        rate = gate.limits.per_second
+        if rate is not None and self._would_overtake(gate):
+            return 0
+        if self.gates.is_held_up(gate) or (rate is not None and replay):
+            return MAX_ALL if self.gates.room(gate) > 0 else 0
+        return MAX_ALL if rate is None else max(1, int(rate))
+
+    def admit(
+        self, subscription_id: UUID, delivery_id: UUID, reserved: MutableMapping[UUID, Gate], *, replay: bool = False
+    ) -> Admission:
         """Whether one that a hint named is claimed; then it is `reserved`."""
         gate = self.gates[subscription_id]
+        has_rate = gate.limits.per_second is not None
         if delivery_id in reserved or delivery_id in gate.started:
             return Admission.SKIP
-        if self.reserve(gate, delivery_id):
+        overtakes = has_rate and self._would_overtake(gate)
+        if not overtakes and self.reserve(gate, delivery_id):
             reserved[delivery_id] = gate
             return Admission.YES
-        if self.is_held_up(gate):
+        if overtakes or self.gates.is_held_up(gate) or (has_rate and replay):
             self._left_behind = True
             return Admission.FORGET
-        self._awaits_rate = self._awaits_rate or gate.limits.per_second is not None
-        return Admission.CROWD if self.is_crowded_out(gate) else Admission.WAIT
+        self._awaits_rate = self._awaits_rate or has_rate
+        return Admission.CROWD if has_rate or self.is_crowded_out(gate) else Admission.WAIT
 
-    def is_held_up(self, gate: Gate) -> bool:
-        """Whether its deliveries had better wait in the database. Those of a rate wait in memory until it allows the
-        next, unless first attempts wait in the database already, which they would overtake."""
-        has_rate = gate.limits.per_second is not None
-        return self.gates.is_held_up(gate) or (has_rate and self.parked.has_first(gate.organization_id, gate.id))
+    def _would_overtake(self, gate: Gate) -> bool:
+        return self.parked.has_first(gate.organization_id, gate.id)
 
     def choose(self, due: Sequence[Due], reserved: MutableMapping[UUID, Gate]) -> list[Choice | Park]:
         """What a sweep does with each of these; those it claims are `reserved`."""

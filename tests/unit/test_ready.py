@@ -124,3 +124,10 @@ def test_many_that_wait_are_asked_once_in_a_turn() -> None:
 
     assert len(ready.take(200, admit)) == 200
     assert asked == 700
+
+
+def test_no_more_wait_for_a_subscription_than_is_said() -> None:
+    ready, organization_id, subscription_id = Ready(), new_id(), new_id()
+    added = [ready.add(Hint(organization_id, subscription_id, new_id()), 2) for _ in range(3)]
+    assert added == [True, True, False]
+    assert len(ready) == 2

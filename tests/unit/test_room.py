@@ -110,13 +110,17 @@ def test_what_a_rate_holds_back_waits_in_memory_unless_it_would_overtake() -> No
         room.gates.configure(gate, new_id(), 1, Limits(per_second=1.0), BreakerSettings())
         reserved: dict[UUID, Gate] = {}
         answers = [room.admit(gate.id, new_id(), reserved) for _ in range(2)]
-        assert answers == [Admission.YES, Admission.WAIT]
+        assert answers == [Admission.YES, Admission.CROWD]
+        assert room.admit(gate.id, new_id(), reserved, replay=True) is Admission.FORGET
+        assert (room.remembers(gate, replay=False), room.remembers(gate, replay=True)) == (1, 0)
         assert [room.awaits_time(), room.awaits_time()] == [True, False]
         assert gate.organization_id is not None
         room.parked.add(gate.organization_id, gate.id, first=False)
-        assert room.admit(gate.id, new_id(), reserved) is Admission.WAIT, "first attempts stand before what is parked"
+        assert room.admit(gate.id, new_id(), reserved) is Admission.CROWD, "first attempts stand before what is parked"
         room.parked.add(gate.organization_id, gate.id, first=True)
-        assert room.admit(gate.id, new_id(), reserved) is Admission.FORGET
+        gate.tokens = 1.0
+        assert room.admit(gate.id, new_id(), reserved) is Admission.FORGET, "others have waited longer"
+        assert room.remembers(gate, replay=False) == 0
 
     with_room(test)
 
