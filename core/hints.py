@@ -24,7 +24,7 @@ from core import ids
 
 PROMPT = "hookwright:hints"
 BULK = "hookwright:hints:bulk"  # read while nothing is in the other
-LISTS = (PROMPT, BULK)  # that every worker reads; and `list_of` itself
+LISTS = (PROMPT, BULK)  # every worker reads both, after its own (`list_of`)
 JOBS = "hookwright:jobs"  # arq's own queue: the housekeeping
 MAX_IDS = 100  # deliveries a batch; a larger fan-out is shared among workers
 MAX_BATCHES = 2_000  # in each list; of more the oldest are dropped, which the sweep finds first
@@ -53,6 +53,7 @@ def list_of(worker_id: UUID) -> str:
 
 
 def put(pipe: Any, name: str, hints: Sequence[Hint]) -> None:
+    """Adds a batch to the list `name`, once the pipeline is executed."""
     pipe.rpush(name, pack(hints)).ltrim(name, -MAX_BATCHES, -1).expire(name, EXPIRES_S)
 
 
