@@ -371,8 +371,9 @@ def prepared_replay(prepared: Prepared) -> dict[str, Any]:
             }
             for target, reason in prepared.held
         ],
-        "overlaps": details
-        and [
+        "overlaps": None
+        if details is None or details.overlaps is None
+        else [
             {
                 "replay_id": ids.show(ids.REPLAY, one.replay_id),
                 "action": one.action,

@@ -89,10 +89,12 @@ class Overlap:
 
 @dataclass(frozen=True, slots=True)
 class Details:
+    """`overlaps`: None where comparing with other jobs took too long."""
+
     by_state: Mapping[State, int]
     skips: Sequence[Skips]
     targets: Sequence[Target]
-    overlaps: Sequence[Overlap]
+    overlaps: Sequence[Overlap] | None
 
     @property
     def skipped(self) -> int:
@@ -101,7 +103,7 @@ class Details:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """`details`: None where there are more than one job takes, or where looking at each took too long."""
+    """`details`: None where there are more than one job takes."""
 
     action: ReplayAction
     groups: Sequence[Group]
@@ -167,11 +169,12 @@ async def _preview(
         rows = await _count(session, conditions)
     if sum(row.number for row in rows) > MAX_SELECTION:
         return Preview(action, _groups(rows), None)
+    overlaps: Sequence[Overlap] | None
     try:
         async with session.begin_nested(), in_time(session, _left_ms(began)):
             overlaps = await _overlaps(session, organization_id, conditions)
     except ValidationFailed:
-        return Preview(action, _groups(rows), None)
+        overlaps = None
     return await _judged(session, action, rows, overlaps)
 
 
@@ -267,7 +270,7 @@ async def _overlaps(
 
 
 async def _judged(
-    session: AsyncSession, action: ReplayAction, rows: Sequence[Row], overlaps: Sequence[Overlap]
+    session: AsyncSession, action: ReplayAction, rows: Sequence[Row], overlaps: Sequence[Overlap] | None
 ) -> Preview:
     of = {row[0] for row in rows}
     columns = col(Subscription.id), col(Subscription.status), col(Subscription.circuit_breaker)

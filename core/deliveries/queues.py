@@ -175,8 +175,8 @@ CROSS JOIN LATERAL (
 
 @dataclass(frozen=True, slots=True)
 class ParkedFor:
-    """A subscription that something is parked for, as it is now. `first`: first attempts among it; only of those with a
-    limit a second it is asked, and said to be so of others."""
+    """A subscription that something is parked for, as it is now. `first`: whether first attempts are among it; looked
+    up only where it has a limit a second, and true of all others."""
 
     id: UUID
     organization_id: UUID

@@ -14,6 +14,7 @@ import pytest
 from app.admin import replay_forms
 from core import ids, replay_preview, replays
 from core.access.models import Role
+from core.errors import ValidationFailed
 from core.limiting.breaker import Breaker, BreakerState
 from core.listing import dead_letters, labels
 from core.models import ReplayAction, ReplayStatus
@@ -202,7 +203,9 @@ def test_many_are_typed_and_a_number_that_changed_stops_it(database_url: str, re
     run(database_url, redis_url, check)
 
 
-def test_a_preview_says_what_will_not_happen(database_url: str, redis_url: str) -> None:
+def test_a_preview_says_what_will_not_happen(
+    database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def check(p: Platform) -> None:
         async with p.database.driver() as driver, signed_in(p, "ada@example.com", Role.OPERATOR) as ada:
             seeds = await seeds_of(p, driver)
@@ -243,6 +246,14 @@ def test_a_preview_says_what_will_not_happen(database_url: str, redis_url: str) 
             assert f'href="{job}"' in said
             assert "5 of these are already in the replay" in text_of(said)
             assert "that is about to start" in text_of(said)
+
+            async def too_slow(*_: Any) -> None:
+                raise ValidationFailed.of("filters", "They choose among more than can be looked at")
+
+            monkeypatch.setattr(replay_preview, "_overlaps", too_slow)
+            said = text_of(await preview(ada, organization=whose))
+            assert "which of them another job holds already" in said
+            assert "1 will be skipped: their event was redacted" in said
 
     run(database_url, redis_url, check)
 

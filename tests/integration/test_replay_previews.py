@@ -9,8 +9,9 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from sqlmodel.ext.asyncio.session import AsyncSession
 
-from core import deliveries, ids, replay_items, replays
+from core import deliveries, ids, replay_items, replay_preview, replays
 from core.errors import Conflict, ValidationFailed
 from core.hints import Hint
 from core.listing.lists import Paging
@@ -215,6 +216,25 @@ def test_a_discard_is_paced_paused_cancelled_and_goes_on_after_a_restart(databas
         assert await step() == 6
         assert await counters(seeds, job.id) == ("cancelled", 9, 6, 6, 0, 0)
         assert [(await seeds.state(one))[0] for one in chosen] == ["discarded"] * 6 + ["dead"] * 3
+
+    seeded(database_url, run)
+
+
+def test_what_can_not_be_compared_in_time_is_said_to_be_unknown_and_all_else_is_known(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def slow(session: AsyncSession, *_: Any) -> None:
+        await (await session.connection()).exec_driver_sql("SELECT pg_sleep(60)")
+
+    async def run(seeds: Seeds) -> None:
+        for _ in range(3):
+            await seeds.delivery(State.DEAD)
+        monkeypatch.setattr(replay_preview, "_overlaps", slow)
+        monkeypatch.setattr(replay_preview, "_left_ms", lambda _: 0)
+        found = await preview(seeds, {"status": "dead"})
+        assert (found.total, found.details is not None) == (3, True)
+        assert found.details.overlaps is None  # type: ignore[union-attr]
+        assert found.details.by_state == {State.DEAD: 3}  # type: ignore[union-attr]
 
     seeded(database_url, run)
 
