@@ -69,7 +69,7 @@ class Engine:
         self._clock = asyncio.get_running_loop().time
         self.membership = membership or Membership()
         self._something = asyncio.Event()
-        self._room = Room(max_in_flight, clock=self._clock, share=self.membership.share, changed=self._something.set)
+        self._room = Room(max_in_flight, clock=self._clock, members=self.membership, changed=self._something.set)
         self._gates, self._lanes, self._parked = self._room.gates, self._room.lanes, self._room.parked
         self._claiming: set[asyncio.Task[Any]] = set()
         self._in_turn = asyncio.Lock()  # held while what one claim took is set on its way

@@ -32,6 +32,7 @@ UNSENDABLE_ROOM = 100  # deliveries at a time that will only be discarded or hel
 MAX_GATES = 20_000
 
 Share = Callable[[UUID, int], int]
+OpenBefore = Callable[[UUID], int]
 Circuit = Callable[[UUID, BreakerSettings], BreakerState]
 Move = Callable[["Gate", bool], bool]
 
@@ -97,13 +98,22 @@ class Gate:
 
 
 class Gates:
-    """All gates of a worker. `share`: how much of a subscription's whole number is this worker's; `circuit`: the
-    state of its breaker. `move`: moves the slots of a gate to the slow lane or back, unless there is no place for
-    them."""
+    """All gates of a worker. `share`: how much of a subscription's whole number is this worker's; `open_before`: how
+    many requests others may have open beyond their shares; `circuit`: the state of its breaker. `move`: moves the slots
+    of a gate to the slow lane or back, unless there is no place for them."""
 
-    def __init__(self, *, clock: Callable[[], float], share: Share, circuit: Circuit, move: Move) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float],
+        share: Share,
+        circuit: Circuit,
+        move: Move,
+        open_before: OpenBefore = lambda _: 0,
+    ) -> None:
         self._clock = clock
         self._share = share
+        self._open_before = open_before
         self._circuit = circuit
         self._move = move
         self._gates: OrderedDict[UUID, Gate] = OrderedDict()  # the longest unused first
@@ -144,10 +154,14 @@ class Gates:
         if gate.circuit is BreakerState.OPEN:
             gate.outage = True
             return 0
-        most = min(self._share(gate.id, gate.limits.max_in_flight), self._window(gate))
+        most = min(self._part(gate, gate.limits.max_in_flight), self._window(gate))
         if gate.circuit is BreakerState.HALF_OPEN:
-            most = min(most, self._share(gate.id, gate.breaker.half_open_max_calls))
+            most = min(most, self._part(gate, gate.breaker.half_open_max_calls))
         return most
+
+    def _part(self, gate: Gate, whole: int) -> int:
+        """This worker's part of `whole` requests, where the others leave it so many."""
+        return min(self._share(gate.id, whole), max(0, whole - self._open_before(gate.id)))
 
     def is_held_up(self, gate: Gate) -> bool:
         """Whether its deliveries had better wait in the database than in this worker's memory."""

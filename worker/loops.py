@@ -43,6 +43,12 @@ async def sweep(engine: Engine) -> None:
     engine.sweep()
 
 
+async def arrive(database: Database, engine: Engine) -> None:
+    """Says that this worker lives, and waits until the others have heard of it."""
+    async with database.driver() as driver:
+        await engine.membership.arrive(driver)
+
+
 async def meet(database: Database, engine: Engine) -> None:
     """Says that this worker lives, and sees who else does."""
     async with database.driver() as driver:

@@ -27,7 +27,7 @@ from worker.engine import Engine
 from worker.jobs import JOB_END_S, Jobs
 from worker.lanes import slow_slots
 from worker.listener import Listener
-from worker.membership import SAY_SO_S
+from worker.membership import ARRIVE_S, SAY_SO_S
 from worker.plans import Plans
 from worker.transport import EgressTransport
 
@@ -74,8 +74,8 @@ async def working(settings: Settings) -> AsyncIterator[Engine]:
         margin_s=settings.lease_margin_s,
     )
     with contextlib.suppress(Exception):  # then it takes its share from the first beat on
-        async with asyncio.timeout(JOB_END_S):
-            await loops.meet(database, engine)
+        async with asyncio.timeout(ARRIVE_S + JOB_END_S):
+            await loops.arrive(database, engine)
     engine.start()
     stop = asyncio.Event()
     interval_s = settings.sweep_interval_s

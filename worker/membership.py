@@ -2,19 +2,28 @@
 
 So limits that hold for all workers together are divided without a word between them: of a subscription's whole number
 each worker takes a part, by an order of the workers that is another for each subscription (rendezvous hashing). All
-see the same list, so the parts add up; for some seconds after a worker came or went they may not quite.
+see the same list, so the parts add up.
+
+A worker that comes takes its part once the others have heard of it. What they began before, when their parts were
+larger, it leaves them until it has ended: that is looked up with each beat, as long as there is some.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from collections.abc import Mapping
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 from uuid import UUID, uuid4
 
+from core import deliveries
 from core.workers import GONE_AFTER_S
 
 SAY_SO_S = 2.0
+ARRIVE_S = SAY_SO_S + 0.5  # for the others to say so again; one that was killed never will
+ARRIVE_LOOK_S = 0.1
 
 
 class Membership:
@@ -23,15 +32,39 @@ class Membership:
     def __init__(self, worker_id: UUID | None = None) -> None:
         self.id = worker_id or uuid4()
         self._all: tuple[UUID, ...] = (self.id,)
+        self._arrived_at: datetime | None = None  # while requests may be open that others began before
+        self._open_before: Mapping[UUID, int] = {}
 
     @property
     def count(self) -> int:
         return len(self._all)
 
+    async def arrive(self, driver: Any) -> None:
+        """Says that this worker lives, and waits until the others have heard of it: up to `ARRIVE_S` seconds."""
+        await self._say_so(driver)
+        arrived_at = await driver.fetchval(_NOW)  # whoever says so from now on sees this worker
+        for _ in range(round(ARRIVE_S / ARRIVE_LOOK_S)):
+            others = await self._say_so(driver)
+            if all(seen_at > arrived_at for seen_at in others):
+                break
+            await asyncio.sleep(ARRIVE_LOOK_S)
+        if any(seen_at > arrived_at for seen_at in others):
+            self._arrived_at = await driver.fetchval(_NOW)
+            await self.beat(driver)
+
     async def beat(self, driver: Any) -> None:
         """Says that this worker lives, and sees who else does."""
-        rows = await driver.fetch(_BEAT, self.id, GONE_AFTER_S)
+        await self._say_so(driver)
+        if self._arrived_at is not None:
+            self._open_before = await deliveries.under_lease(driver, self._arrived_at)
+            if not self._open_before:
+                self._arrived_at = None
+
+    async def _say_so(self, driver: Any) -> list[datetime]:
+        """Returns when each of the others did."""
+        rows = await driver.fetch(_SAY_SO, self.id, GONE_AFTER_S)
         self._all = tuple(sorted({self.id, *(row["id"] for row in rows)}))
+        return [row["seen_at"] for row in rows if row["id"] != self.id]
 
     async def leave(self, driver: Any) -> None:
         await driver.execute("DELETE FROM workers WHERE id = $1", self.id)
@@ -47,6 +80,10 @@ class Membership:
             return whole
         return whole // count + (_rank(subscription_id, self.id, self._all) < whole % count)
 
+    def open_before(self, subscription_id: UUID) -> int:
+        """How many requests other workers may still have open that they began before this one came."""
+        return self._open_before.get(subscription_id, 0)
+
 
 @lru_cache(maxsize=65_536)
 def _rank(subscription_id: UUID, worker_id: UUID, workers: tuple[UUID, ...]) -> int:
@@ -58,11 +95,12 @@ def _rank(subscription_id: UUID, worker_id: UUID, workers: tuple[UUID, ...]) -> 
     return sorted(workers, key=weight).index(worker_id)
 
 
-_BEAT = """
+_SAY_SO = """
 WITH said AS (
     INSERT INTO workers (id, seen_at) VALUES ($1, now()) ON CONFLICT (id) DO UPDATE SET seen_at = now()
 ), swept AS (
     DELETE FROM workers WHERE seen_at < now() - interval '1 hour'
 )
-SELECT id FROM workers WHERE seen_at > now() - make_interval(secs => $2::float8)
+SELECT id, seen_at FROM workers WHERE seen_at > now() - make_interval(secs => $2::float8)
 """
+_NOW = "SELECT now()"

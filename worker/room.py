@@ -15,8 +15,9 @@ from core.deliveries import Choice, Due, Park, ParkedRoom
 from core.limiting.breaker import BreakerState
 from core.states import PendingReason
 from worker.circuits import Circuits
-from worker.gates import Gate, Gates, Share
+from worker.gates import Gate, Gates
 from worker.lanes import Lane, Lanes
+from worker.membership import Membership
 from worker.parked import Parked
 from worker.plans import Plan
 from worker.ready import MAX_ALL, Admission
@@ -29,12 +30,20 @@ FIRST_RANKS = (0, 0, 0, 1, 0, 0, 0, 2)  # which comes first of what is parked fo
 
 class Room:
     """The slots, the gates and the parked subscriptions of one worker. `changed` is called when there may be more room
-    than before. `share`: how much of a subscription's limits is this worker's."""
+    than before. `members`: how much of a subscription's limits is this worker's."""
 
-    def __init__(self, slots: int, *, clock: Callable[[], float], share: Share, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, slots: int, *, clock: Callable[[], float], members: Membership, changed: Callable[[], None]
+    ) -> None:
         self.lanes = Lanes(slots, clock)
         self.circuits = Circuits()
-        self.gates = Gates(clock=clock, share=share, circuit=self.circuits.state, move=self._move)
+        self.gates = Gates(
+            clock=clock,
+            share=members.share,
+            open_before=members.open_before,
+            circuit=self.circuits.state,
+            move=self._move,
+        )
         self.parked = Parked()
         self._left_behind = False  # something due found no slot, and was not parked
         self._awaits_rate = False  # something in memory waits for its rate

@@ -29,6 +29,7 @@ from core.deliveries.queues import (
     parked_subscriptions,
     shares_of,
     sweep,
+    under_lease,
 )
 from core.deliveries.requests import create_missing, discard, discard_many, redact, refusal, replay
 
@@ -60,5 +61,6 @@ __all__ = [
     "replay",
     "shares_of",
     "sweep",
+    "under_lease",
     "verdict_without_sending",
 ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -206,4 +207,17 @@ SELECT s.id, s.organization_id, s.version, s.status, CASE WHEN s.limits->>'per_s
 ) END AS first
 FROM leap JOIN subscriptions s USING (id)
 WHERE number > 0 ORDER BY id
+"""
+
+
+async def under_lease(driver: Any, claimed_before: datetime) -> dict[UUID, int]:
+    """How many of each subscription's deliveries are under leases of before that moment, which have not ended."""
+    return {row["subscription_id"]: row["count"] for row in await driver.fetch(_UNDER_LEASE, claimed_before)}
+
+
+# As the index of what is due has them: a lease has no reason, and its rank is that of first attempts.
+_UNDER_LEASE = f"""
+SELECT subscription_id, count(*) FROM deliveries
+WHERE {DUE} AND {RANK} = 0 AND due_at > now() AND state = 'sending' AND updated_at < $1
+GROUP BY subscription_id
 """

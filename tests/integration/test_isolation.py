@@ -195,6 +195,23 @@ def test_no_more_are_in_flight_than_the_subscription_takes(database_url: str, re
     delivering(database_url, redis_url, test)
 
 
+def test_a_worker_that_comes_leaves_the_others_what_they_have_open(
+    database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "SAY_SO_S", 0.2)
+
+    async def test(p: Platform, receiver: Receiver) -> None:
+        await p.subscribe(receiver.url("/slow/1.5"), limits={"max_in_flight": 3})
+        for _ in range(9):
+            await p.send()
+        async with worker.working(settings.load(environment(database_url, redis_url))) as second:
+            await p.settled(9, "delivered", within_s=30)
+            assert second.membership.count == 2
+        assert receiver.most_slow == 3
+
+    delivering(database_url, redis_url, test)
+
+
 def test_a_rate_is_kept_and_what_waits_holds_up_nobody(database_url: str, redis_url: str) -> None:
     async def test(p: Platform, receiver: Receiver) -> None:
         receiver.set("/metered", 200)

@@ -22,7 +22,7 @@ from worker.room import FIRST_RANKS, MAX_CLAIM, MAX_PARKED_LOOK, Room
 def with_room(test: Callable[[Room], None], slots: int = 8) -> None:
     async def run() -> None:
         clock = asyncio.get_running_loop().time
-        test(Room(slots, clock=clock, share=Membership().share, changed=lambda: None))
+        test(Room(slots, clock=clock, members=Membership(), changed=lambda: None))
 
     asyncio.run(run())
 
