@@ -20,6 +20,7 @@ from worker.sparing import spare
 
 NAP_S = 0.4  # below the time after which the client gives up on Redis
 MAX_BATCH_BYTES = 65_536  # `hints.MAX_IDS` hints are some 11,000; to read a megabyte would hold up everything else
+AT_ONCE = 4  # batches: to ask for each costs a turn of a loop that has much else to do, but others may be idle
 MAX_TAKING = 10  # batches that wait for the limits of subscriptions which are new to this worker
 
 log = structlog.get_logger(__name__)
@@ -57,7 +58,10 @@ class Listener:
         try:
             while not self._is_over():
                 try:
-                    found = await redis.blpop((own, *hints.LISTS), timeout=NAP_S)
+                    count = min(AT_ONCE, MAX_TAKING - len(self._taking))
+                    found = await redis.blmpop(
+                        NAP_S, 1 + len(hints.LISTS), own, *hints.LISTS, direction="LEFT", count=count
+                    )
                 except ResponseError as error:
                     if not str(error).startswith("WRONGTYPE"):
                         raise
@@ -65,13 +69,13 @@ class Listener:
                     continue
                 if found is None:
                     continue
-                name, packed = found[0].decode(), found[1]
-                if self._is_over():  # it came while we were about to end: another worker takes it
-                    name = hints.PROMPT if name == own else name
-                    await redis.pipeline().lpush(name, packed).expire(name, hints.EXPIRES_S).execute()
-                else:
+                name, batches = found[0].decode(), found[1]
+                while batches and not self._is_over():
                     # What an organization creates beyond its prompt hints does not come before those of others.
-                    await self._take(packed, redis, passes_on=name == hints.PROMPT)
+                    await self._take(batches.pop(0), redis, passes_on=name == hints.PROMPT)
+                if batches:  # they came while we were about to end: another worker takes them
+                    name = hints.PROMPT if name == own else name
+                    await redis.pipeline().lpush(name, *reversed(batches)).expire(name, hints.EXPIRES_S).execute()
         finally:
             with contextlib.suppress(RedisError, OSError, TimeoutError):
                 await redis.aclose(close_connection_pool=True)

@@ -54,7 +54,7 @@ def batch() -> list[Hint]:
 
 
 async def waits(redis: Any) -> bool:
-    return any(client["cmd"] == "blpop" and "b" in client["flags"] for client in await redis.client_list())
+    return any(client["cmd"] == "blmpop" and "b" in client["flags"] for client in await redis.client_list())
 
 
 def test_what_is_prompt_comes_before_what_is_not(redis_url: str) -> None:
