@@ -41,7 +41,9 @@ class Settings(BaseSettings):
     database_owner_url: str | None = Field(
         None, repr=False, description="The same database by the role that owns the schema; for hookwright migrate"
     )
-    redis_url: str = Field(repr=False, description="Redis 7.0 or newer or Valkey, as redis://…, rediss://… or unix:///path")
+    redis_url: str = Field(
+        repr=False, description="Redis 7.0 or newer or Valkey, as redis://…, rediss://… or unix:///path"
+    )
     secret_keys: Words = Field(
         repr=False, description="Encryption keys, base64 of 32 bytes each, comma-separated, newest first"
     )

@@ -32,7 +32,6 @@ UNSENDABLE_ROOM = 100  # deliveries at a time that will only be discarded or hel
 MAX_GATES = 20_000
 
 Share = Callable[[UUID, int], int]
-OpenBefore = Callable[[UUID], int]
 Circuit = Callable[[UUID, BreakerSettings], BreakerState]
 Move = Callable[["Gate", bool], bool]
 
@@ -98,22 +97,22 @@ class Gate:
 
 
 class Gates:
-    """All gates of a worker. `share`: how much of a subscription's whole number is this worker's; `open_before`: how
-    many requests others may have open beyond their shares; `circuit`: the state of its breaker. `move`: moves the slots
-    of a gate to the slow lane or back, unless there is no place for them."""
+    """All gates of a worker. `share`: how much of a subscription's whole number is this worker's; `may_open`: how many
+    of so many requests at once; `circuit`: the state of its breaker. `move`: moves the slots of a gate to the slow lane
+    or back, unless there is no place for them."""
 
     def __init__(
         self,
         *,
         clock: Callable[[], float],
         share: Share,
+        may_open: Share,
         circuit: Circuit,
         move: Move,
-        open_before: OpenBefore = lambda _: 0,
     ) -> None:
         self._clock = clock
         self._share = share
-        self._open_before = open_before
+        self._may_open = may_open
         self._circuit = circuit
         self._move = move
         self._gates: OrderedDict[UUID, Gate] = OrderedDict()  # the longest unused first
@@ -138,8 +137,10 @@ class Gates:
 
     def room(self, gate: Gate) -> int:
         """How many more of its deliveries may be claimed now."""
-        room = max(0, self._most(gate) - len(gate.started))
-        return min(room, self._tokens(gate)) if room and gate.limits.per_second is not None and gate.sends else room
+        room = self._most(gate) - len(gate.started)
+        if room <= 0:
+            return 0
+        return room if gate.limits.per_second is None or not gate.sends else min(room, self._tokens(gate))
 
     def is_overrun(self, gate: Gate) -> bool:
         """Whether more of it is under way than may be, or was begun than its rate allows."""
@@ -154,14 +155,11 @@ class Gates:
         if gate.circuit is BreakerState.OPEN:
             gate.outage = True
             return 0
-        most = min(self._part(gate, gate.limits.max_in_flight), self._window(gate))
+        most = self._may_open(gate.id, gate.limits.max_in_flight)
+        window = gate.window if gate.ramp_from is None and not gate.outage else self._window(gate)
         if gate.circuit is BreakerState.HALF_OPEN:
-            most = min(most, self._part(gate, gate.breaker.half_open_max_calls))
-        return most
-
-    def _part(self, gate: Gate, whole: int) -> int:
-        """This worker's part of `whole` requests, where the others leave it so many."""
-        return min(self._share(gate.id, whole), max(0, whole - self._open_before(gate.id)))
+            most = min(most, self._may_open(gate.id, gate.breaker.half_open_max_calls))
+        return most if most < window else window
 
     def is_held_up(self, gate: Gate) -> bool:
         """Whether its deliveries had better wait in the database than in this worker's memory."""

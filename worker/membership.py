@@ -80,9 +80,13 @@ class Membership:
             return whole
         return whole // count + (_rank(subscription_id, self.id, self._all) < whole % count)
 
-    def open_before(self, subscription_id: UUID) -> int:
-        """How many requests other workers may still have open that they began before this one came."""
-        return self._open_before.get(subscription_id, 0)
+    def may_open(self, subscription_id: UUID, whole: int) -> int:
+        """How many of `whole` requests at once this worker may have: its part, where others leave it so many that they
+        began before it came."""
+        if len(self._all) == 1:
+            return whole
+        left = whole - self._open_before.get(subscription_id, 0) if self._open_before else whole
+        return min(self.share(subscription_id, whole), max(0, left))
 
 
 @lru_cache(maxsize=65_536)

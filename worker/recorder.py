@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Iterator
+from itertools import chain, repeat
 
 import structlog
 
@@ -48,39 +50,31 @@ class Recorder:
 
         To be cancelled by nobody who cares for the outcome: what waits for its batch would be withdrawn.
         """
-        moved = await self._submit(finish)
-        if moved is None:
-            moved = await self._submit_again(finish)
+        group = self._entangled if deliveries.is_entangled(finish) else self._plain
+        pauses: Iterator[float] | None = None
+        while True:
+            try:
+                moved = await group.submit(finish)
+            except Exception as error:
+                finish = _bare(finish, error)
+                moved = await group.submit(finish)
+            if moved is not None:
+                break
+            pauses = pauses or self._pauses()
+            await asyncio.sleep(next(pauses))
         if moved:
             self.tally.add(finish)
         else:
             log.warning("a lease was lost before its outcome was recorded", delivery=str(finish.claimed.id))
 
-    async def _submit_again(self, finish: Finish) -> bool:
-        """After others held what it changes."""
+    def _pauses(self) -> Iterator[float]:
+        """Between tries, while others hold what an outcome changes."""
         clock = asyncio.get_running_loop().time
         give_up_at = clock() + GIVE_UP_S
-        tries = 0
-        moved: bool | None = None
-        while moved is None:
+        for pause_s in chain(HELD_RETRY_S, repeat(HELD_RETRY_S[-1])):
             if clock() > min(give_up_at, self.give_up_at):
                 raise TimeoutError("others held what this outcome changes for too long")
-            await asyncio.sleep(HELD_RETRY_S[min(tries, len(HELD_RETRY_S) - 1)])
-            tries += 1
-            moved = await self._submit(finish)
-        return moved
-
-    async def _submit(self, finish: Finish) -> bool | None:
-        group = self._entangled if deliveries.is_entangled(finish) else self._plain
-        try:
-            return await group.submit(finish)
-        except Exception as error:
-            if finish.tried is None or is_unreachable(error):
-                raise
-            # Something in this answer can't be stored. The outcome matters more than what the receiver said.
-            log.exception("an attempt could not be recorded whole", delivery=str(finish.claimed.id))
-            bare = finish.tried._replace(response_headers=None, response_body=None, error_message=None)
-            return await group.submit(finish._replace(tried=bare))
+            yield pause_s
 
     async def _record_entangled(self, finishes: list[Finish]) -> list[bool | None]:
         """Whether each delivery moved; None where somebody else holds what the outcome changes besides."""
@@ -113,3 +107,12 @@ class Recorder:
                     )
                 await asyncio.sleep(RETRY_S[min(tries, len(RETRY_S) - 1)])
                 tries += 1
+
+
+def _bare(finish: Finish, error: Exception) -> Finish:
+    """Less of an outcome that could not be stored; raises `error` where that would be no help."""
+    if finish.tried is None or is_unreachable(error):
+        raise error
+    # Something in this answer can't be stored. The outcome matters more than what the receiver said.
+    log.error("an attempt could not be recorded whole", delivery=str(finish.claimed.id), exc_info=error)
+    return finish._replace(tried=finish.tried._replace(response_headers=None, response_body=None, error_message=None))

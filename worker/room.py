@@ -40,7 +40,7 @@ class Room:
         self.gates = Gates(
             clock=clock,
             share=members.share,
-            open_before=members.open_before,
+            may_open=members.may_open,
             circuit=self.circuits.state,
             move=self._move,
         )

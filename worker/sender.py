@@ -98,20 +98,17 @@ class Sender:
             if finish is None:
                 assert event is not None and plan is not None  # nosec B101 # noqa: S101, PT018 - for the type checker
                 self._gates.send(gate, claimed.id)
-                finish = await self._attempt(plan, claimed, event)
+                task = cast("asyncio.Task[Any]", asyncio.current_task())
+                # This alone is cut short by a stop: what comes before hands back, and what came of it is recorded.
+                self._attempts.add(task)
+                try:
+                    finish = await attempt(self._transport, plan, claimed, event)
+                finally:
+                    self._attempts.discard(task)
                 self._heed(gate, claimed, finish)
         finally:
             self._gates.withdraw(gate, claimed.id)
         await self._recorder.keep(finish)
-
-    async def _attempt(self, plan: Plan, claimed: Claimed, event: StoredEvent) -> Finish:
-        """This alone is cut short by a stop: what comes before hands back, and what came of it is recorded."""
-        task = cast("asyncio.Task[Any]", asyncio.current_task())
-        self._attempts.add(task)
-        try:
-            return await attempt(self._transport, plan, claimed, event)
-        finally:
-            self._attempts.discard(task)
 
     def _unsent(
         self, gate: Gate, claimed: Claimed, event: StoredEvent | None, plan: Plan | None, claimed_at: float

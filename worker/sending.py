@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 class Transport(Protocol):
     """What of `EgressTransport` is needed here."""
 
-    async def post(self, target: Target, lines: bytes, body: bytes, deadline_s: float) -> Answer: ...
+    def post(self, target: Target, lines: bytes, body: bytes, deadline_s: float) -> Awaitable[Answer]: ...
 
 
 @dataclass(slots=True)

@@ -147,10 +147,10 @@ class EgressTransport(httpx.AsyncBaseTransport):
         )
         self._target = lru_cache(maxsize=4096)(policy.check_url)
 
-    async def post(self, target: Target, lines: bytes, body: bytes, deadline_s: float) -> Answer:
-        """One attempt. `lines` are `header_lines`. Raises `SendError`."""
+    def post(self, target: Target, lines: bytes, body: bytes, deadline_s: float) -> Awaitable[Answer]:
+        """One attempt, to be awaited at once. `lines` are `header_lines`. Raises `SendError`."""
         it = _Try(self._loop, deadline_s)
-        return await self._in_time(it, deadline_s, self._exchange(it, "POST", target, lines, body))
+        return self._in_time(it, deadline_s, self._exchange(it, "POST", target, lines, body))
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """One attempt. Raises `SendError`."""

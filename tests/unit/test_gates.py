@@ -28,6 +28,7 @@ class Scene:
         self.gates = Gates(
             clock=lambda: self.now,
             share=lambda one, whole: self.share(one, whole),
+            may_open=lambda one, whole: self.share(one, whole),
             circuit=lambda _, __: self.circuit,
             move=self._move,
         )
