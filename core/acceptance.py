@@ -30,7 +30,6 @@ from core.idempotency import IdempotentCall
 from core.matching.matcher import Matching, Slice, SubscriberCache, Subscribers
 from core.stats import Tally
 from core.storage import partitions
-from core.storage.arrays import sparse
 from core.storage.database import Database, is_unreachable
 from core.storage.group_commit import GroupCommit
 
@@ -294,9 +293,6 @@ class _Batch:
         self._deliveries[event.id] = delivery_ids
         self.new[event.organization_id] += 1
 
-    def deliveries_of(self, event: NewEvent) -> Sequence[UUID]:
-        return self._deliveries[event.id]
-
     def _answer(self, request: Request) -> Answer:
         for event, holder in self._twins:
             self._accepted[event.id] = self._accepted[holder.id]._replace(duplicate=True)
@@ -353,36 +349,35 @@ async def _match(batch: _Batch, subscribers: Mapping[UUID, Subscribers], longest
 async def _insert(driver: Any, batch: _Batch) -> list[Hint]:
     """Stores the new events with their deliveries in one statement. Returns the deliveries."""
     events = batch.to_insert()
-    deliveries: list[tuple[UUID, UUID, NewEvent]] = []
+    rows: list[tuple[Any, ...]] = []
+    deliveries: list[tuple[UUID, UUID, UUID, UUID, str]] = []
     for event in events:
         wanted = batch.wanted[event.id]
-        made = [(ids.new_id.within(event.id), subscription_id, event) for subscription_id in wanted]
-        deliveries += made
-        batch.inserted(event, [delivery_id for delivery_id, _, _ in made])
-    if events:
-        await driver.execute(
-            _INSERT,
-            [event.id for event in events],
-            [event.organization_id for event in events],
-            [event.event_type for event in events],
-            [event.occurred_at for event in events],
-            sparse([event.external_id for event in events]),
-            sparse([event.branch_id for event in events]),
-            sparse([event.metadata for event in events]),
-            [event.payload for event in events],
-            [event.data_at for event in events],
-            [len(batch.deliveries_of(event)) for event in events],
-            sparse([event.only_for for event in events]),
-            sparse([event.copied_from for event in events]),
-            [delivery_id for delivery_id, _, _ in deliveries],
-            [event.organization_id for _, _, event in deliveries],
-            [subscription_id for _, subscription_id, _ in deliveries],
-            [event.id for _, _, event in deliveries],
-            [event.event_type for _, _, event in deliveries],
+        made = [ids.new_id.within(event.id) for _ in wanted]
+        batch.inserted(event, made)
+        rows.append(
+            (
+                event.id,
+                event.organization_id,
+                event.event_type,
+                event.occurred_at,
+                event.external_id,
+                event.branch_id,
+                event.metadata,
+                event.payload,
+                event.data_at,
+                len(made),
+                event.only_for,
+                event.copied_from,
+            )
         )
-    return [
-        Hint(event.organization_id, subscription_id, delivery_id) for delivery_id, subscription_id, event in deliveries
-    ]
+        deliveries += [
+            (delivery_id, event.organization_id, subscription_id, event.id, event.event_type)
+            for delivery_id, subscription_id in zip(made, wanted, strict=True)
+        ]
+    if events:
+        await driver.execute(_INSERT, rows, deliveries)
+    return [Hint(organization_id, subscription_id, id_) for id_, organization_id, subscription_id, _, _ in deliveries]
 
 
 _CONTEXT = """
@@ -412,13 +407,9 @@ WITH accepted AS (
         id, organization_id, event_type, occurred_at, external_id, branch_id, metadata, payload, data_at,
         matched_subscriptions, only_for, copied_from
     )
-    SELECT * FROM unnest(
-        $1::uuid[], $2::uuid[], $3::text[], $4::timestamptz[], $5::text[], $6::text[], $7::text[], $8::bytea[],
-        $9::integer[], $10::integer[], $11::uuid[], $12::uuid[]
-    )
+    SELECT * FROM unnest($1::accepted_event[])
 )
 INSERT INTO deliveries (id, organization_id, subscription_id, event_id, event_type, state, reason, due_at)
 SELECT id, organization_id, subscription_id, event_id, event_type, 'pending', 'new', now()
-FROM unnest($13::uuid[], $14::uuid[], $15::uuid[], $16::uuid[], $17::text[])
-    AS new(id, organization_id, subscription_id, event_id, event_type)
+FROM unnest($2::accepted_delivery[])
 """
