@@ -74,7 +74,7 @@ async def working(settings: Settings) -> AsyncIterator[Engine]:
         margin_s=settings.lease_margin_s,
     )
     with contextlib.suppress(Exception):  # then it takes its share from the first beat on
-        async with asyncio.timeout(ARRIVE_S + JOB_END_S):
+        async with asyncio.timeout(2 * ARRIVE_S):
             await loops.arrive(database, engine)
     engine.start()
     stop = asyncio.Event()

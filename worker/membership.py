@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
@@ -43,12 +44,13 @@ class Membership:
         """Says that this worker lives, and waits until the others have heard of it: up to `ARRIVE_S` seconds."""
         await self._say_so(driver)
         arrived_at = await driver.fetchval(_NOW)  # whoever says so from now on sees this worker
-        for _ in range(round(ARRIVE_S / ARRIVE_LOOK_S)):
-            others = await self._say_so(driver)
-            if all(seen_at > arrived_at for seen_at in others):
+        until = time.monotonic() + ARRIVE_S
+        while True:
+            have_heard = [seen_at > arrived_at for seen_at in await self._say_so(driver)]
+            if all(have_heard) or time.monotonic() > until:
                 break
             await asyncio.sleep(ARRIVE_LOOK_S)
-        if any(seen_at > arrived_at for seen_at in others):
+        if any(have_heard):
             self._arrived_at = await driver.fetchval(_NOW)
             await self.beat(driver)
 
