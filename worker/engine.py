@@ -65,12 +65,13 @@ class Engine:
     ) -> None:
         self._database = database
         self._plans = plans
-        self._margin_s = margin_s
         self._clock = asyncio.get_running_loop().time
         self.membership = membership or Membership()
+        self._terms: dict[str, Any] = {"margin_s": margin_s, "worker_id": self.membership.id}  # of a lease
         self._something = asyncio.Event()
         self._room = Room(max_in_flight, clock=self._clock, members=self.membership, changed=self._something.set)
         self._gates, self._lanes, self._parked = self._room.gates, self._room.lanes, self._room.parked
+        self._loops: list[asyncio.Task[None]] = []
         self._claiming: set[asyncio.Task[Any]] = set()
         self._in_turn = asyncio.Lock()  # held while what one claim took is set on its way
         self._first, self._replays = Ready(), Ready()
@@ -255,7 +256,7 @@ class Engine:
 
         async def claim() -> list[Claimed]:
             async with self._database.driver() as driver:
-                claims = await deliveries.claim(driver, wanted, margin_s=self._margin_s)
+                claims = await deliveries.claim(driver, wanted, **self._terms)
             if is_full:
                 self._grace.note(claims)
             return claims
@@ -298,7 +299,7 @@ class Engine:
             nonlocal more
             async with self._database.driver() as driver:
                 swept = await deliveries.sweep(
-                    driver, room.MAX_LOOK, choose, margin_s=self._margin_s, grace_s=self._grace.seconds
+                    driver, room.MAX_LOOK, choose, grace_s=self._grace.seconds, **self._terms
                 )
             more = swept.more
             for one in swept.parked:
@@ -320,7 +321,7 @@ class Engine:
 
         async def claim() -> list[Claimed]:
             async with self._database.driver() as driver:
-                claims = await deliveries.claim_parked(driver, [want for _, want in wanted], margin_s=self._margin_s)
+                claims = await deliveries.claim_parked(driver, [want for _, want in wanted], **self._terms)
             found = Counter(one.subscription_id for one in claims)
             for claimed in claims:
                 gate = self._gates[claimed.subscription_id]

@@ -18,6 +18,8 @@ from core.storage import partitions
 from core.storage.database import Database, is_unreachable
 from worker.engine import Engine
 
+ARRIVE_AGAIN_S = 0.5
+
 log = structlog.get_logger(__name__)
 
 
@@ -44,9 +46,26 @@ async def sweep(engine: Engine) -> None:
 
 
 async def arrive(database: Database, engine: Engine) -> None:
-    """Says that this worker lives, and waits until the others have heard of it."""
-    async with database.driver() as driver:
-        await engine.membership.arrive(driver)
+    """Says that this worker lives, and returns once the others have heard of it. Tries until that succeeds: without the
+    database there is nothing to claim, and what was sent could not be recorded in that of an earlier release."""
+    told = False
+    while True:
+        try:
+            async with database.driver() as driver:
+                if await driver.fetchval(_IS_OF_THIS_RELEASE):
+                    await engine.membership.arrive(driver)
+                    return
+            problem = "its schema is of an earlier release; run: hookwright migrate"
+        except Exception as error:
+            problem = repr(error)
+        if not told:
+            log.warning("the worker can't begin before the database lets it", problem=problem)
+            told = True
+        await asyncio.sleep(ARRIVE_AGAIN_S)
+
+
+# A type of the latest migration that this release can't do without (0006).
+_IS_OF_THIS_RELEASE = "SELECT to_regtype('finished_claim') IS NOT NULL"
 
 
 async def meet(database: Database, engine: Engine) -> None:

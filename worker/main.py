@@ -27,7 +27,7 @@ from worker.engine import Engine
 from worker.jobs import JOB_END_S, Jobs
 from worker.lanes import slow_slots
 from worker.listener import Listener
-from worker.membership import ARRIVE_S, SAY_SO_S
+from worker.membership import SAY_SO_S
 from worker.plans import Plans
 from worker.transport import EgressTransport
 
@@ -73,41 +73,50 @@ async def working(settings: Settings) -> AsyncIterator[Engine]:
         max_in_flight=settings.worker_max_in_flight,
         margin_s=settings.lease_margin_s,
     )
-    with contextlib.suppress(Exception):  # then it takes its share from the first beat on
-        async with asyncio.timeout(2 * ARRIVE_S):
-            await loops.arrive(database, engine)
-    engine.start()
-    stop = asyncio.Event()
+    stop, gone = asyncio.Event(), asyncio.Event()
     interval_s = settings.sweep_interval_s
     redis = hints.connect(settings.redis_url, max_connections=2)
     breakers = Breakers(redis)
-    looping = [
-        asyncio.create_task(loops.every(every_s, name, work, stop))
-        for every_s, name, work in (
-            (SAY_SO_S, "membership", lambda: loops.meet(database, engine)),
-            (interval_s, "sweep", lambda: loops.sweep(engine)),
-            (interval_s, "parked", engine.find_parked),
-            (interval_s, "replays", lambda: loops.advance_replays(database, engine, interval_s)),
-            (interval_s, "settling", lambda: loops.settle(database)),
-            (ERASE_S, "redaction", lambda: loops.redact(database)),
-            (ERASE_S, "erasure", loops.Erasing(database, breakers).advance),
-            (STATISTICS_S, "statistics", engine.flush_statistics),
-            (SYNC_S, "breakers", lambda: engine.sync_breakers(breakers)),
-            (BREAKER_CHANGES_S, "breaker changes", engine.flush_breaker_changes),
-        )
-    ]
     ctx = {"database": database, "breakers": breakers, "retention_days": settings.retention_days}
     jobs, listener = Jobs(settings.redis_url, ctx), Listener(settings.redis_url, engine)
-    running = [asyncio.create_task(jobs.run()), asyncio.create_task(listener.run())]
+    looping: list[asyncio.Task[None]] = []
+    running: list[asyncio.Task[None]] = []
+
+    async def begin() -> None:
+        await loops.arrive(database, engine)
+        engine.start()
+        # While this one ends, the others know of what it still has open.
+        looping.append(
+            asyncio.create_task(loops.every(SAY_SO_S, "membership", lambda: loops.meet(database, engine), gone))
+        )
+        looping.extend(
+            asyncio.create_task(loops.every(every_s, name, work, stop))
+            for every_s, name, work in (
+                (interval_s, "sweep", lambda: loops.sweep(engine)),
+                (interval_s, "parked", engine.find_parked),
+                (interval_s, "replays", lambda: loops.advance_replays(database, engine, interval_s)),
+                (interval_s, "settling", lambda: loops.settle(database)),
+                (ERASE_S, "redaction", lambda: loops.redact(database)),
+                (ERASE_S, "erasure", loops.Erasing(database, breakers).advance),
+                (STATISTICS_S, "statistics", engine.flush_statistics),
+                (SYNC_S, "breakers", lambda: engine.sync_breakers(breakers)),
+                (BREAKER_CHANGES_S, "breaker changes", engine.flush_breaker_changes),
+            )
+        )
+        running.extend(asyncio.create_task(work) for work in (jobs.run(), listener.run()))
+
+    beginning = asyncio.create_task(begin())
     try:
         yield engine
     finally:
+        beginning.cancel()
         stop.set()
         jobs.pick_no_more()
         listener.end()
         await engine.stop(STOP_S)
+        gone.set()
         jobs.end()
-        await asyncio.wait([*looping, *running], timeout=1.0)
+        await asyncio.wait([beginning, *looping, *running], timeout=1.0)
         if late := [task for task in running if task.cancel()]:  # Redis is away, say
             await asyncio.wait(late, timeout=JOB_END_S * 2)
         with contextlib.suppress(RedisError, OSError, TimeoutError):

@@ -14,7 +14,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 from uuid import UUID, uuid4
@@ -23,7 +23,7 @@ from core import deliveries
 from core.workers import GONE_AFTER_S
 
 SAY_SO_S = 2.0
-ARRIVE_S = SAY_SO_S + 0.5  # for the others to say so again; one that was killed never will
+ARRIVE_S = SAY_SO_S + 1.0  # for the others to say so again; one that was killed never will
 ARRIVE_LOOK_S = 0.1
 
 
@@ -33,8 +33,9 @@ class Membership:
     def __init__(self, worker_id: UUID | None = None) -> None:
         self.id = worker_id or uuid4()
         self._all: tuple[UUID, ...] = (self.id,)
-        self._arrived_at: datetime | None = None  # while requests may be open that others began before
-        self._open_before: Mapping[UUID, int] = {}
+        self._arrived_at = datetime.min.replace(tzinfo=UTC)
+        self._before: set[UUID] = set()  # others that may have requests open which they began before that
+        self._open_before: Mapping[UUID, Mapping[UUID, int]] = {}  # by subscription, then by worker
 
     @property
     def count(self) -> int:
@@ -46,27 +47,28 @@ class Membership:
         arrived_at = await driver.fetchval(_NOW)  # whoever says so from now on sees this worker
         until = time.monotonic() + ARRIVE_S
         while True:
-            have_heard = [seen_at > arrived_at for seen_at in await self._say_so(driver)]
-            if all(have_heard) or time.monotonic() > until:
+            others = await self._say_so(driver)
+            if all(seen_at > arrived_at for seen_at in others.values()) or time.monotonic() > until:
                 break
             await asyncio.sleep(ARRIVE_LOOK_S)
-        if any(have_heard):
-            self._arrived_at = await driver.fetchval(_NOW)
-            await self.beat(driver)
+        self._before = {one for one, seen_at in others.items() if seen_at > arrived_at}
+        self._arrived_at = await driver.fetchval(_NOW)
+        await self.beat(driver)
 
     async def beat(self, driver: Any) -> None:
         """Says that this worker lives, and sees who else does."""
         await self._say_so(driver)
-        if self._arrived_at is not None:
-            self._open_before = await deliveries.under_lease(driver, self._arrived_at)
+        if self._before:
+            alive = self._before.intersection(self._all)
+            self._open_before = await deliveries.under_lease(driver, self._arrived_at, alive)
             if not self._open_before:
-                self._arrived_at = None
+                self._before = set()
 
-    async def _say_so(self, driver: Any) -> list[datetime]:
+    async def _say_so(self, driver: Any) -> dict[UUID, datetime]:
         """Returns when each of the others did."""
         rows = await driver.fetch(_SAY_SO, self.id, GONE_AFTER_S)
         self._all = tuple(sorted({self.id, *(row["id"] for row in rows)}))
-        return [row["seen_at"] for row in rows if row["id"] != self.id]
+        return {row["id"]: row["seen_at"] for row in rows if row["id"] != self.id}
 
     async def leave(self, driver: Any) -> None:
         await driver.execute("DELETE FROM workers WHERE id = $1", self.id)
@@ -77,18 +79,21 @@ class Membership:
 
     def share(self, subscription_id: UUID, whole: int) -> int:
         """This worker's part of `whole`. The parts of all workers add up to it; some may be 0."""
-        count = len(self._all)
-        if count == 1:
-            return whole
-        return whole // count + (_rank(subscription_id, self.id, self._all) < whole % count)
+        return whole if len(self._all) == 1 else self._share_of(self.id, subscription_id, whole)
 
     def may_open(self, subscription_id: UUID, whole: int) -> int:
-        """How many of `whole` requests at once this worker may have: its part, where others leave it so many that they
-        began before it came."""
-        if len(self._all) == 1:
-            return whole
-        left = whole - self._open_before.get(subscription_id, 0) if self._open_before else whole
-        return min(self.share(subscription_id, whole), max(0, left))
+        """How many of `whole` requests at once this worker may have: its part, less what others still have beyond
+        theirs, since they began it before this one came."""
+        mine = self.share(subscription_id, whole)
+        if self._open_before:
+            for worker_id, count in self._open_before.get(subscription_id, {}).items():
+                if worker_id in self._all:
+                    mine -= max(0, count - self._share_of(worker_id, subscription_id, whole))
+        return max(0, mine)
+
+    def _share_of(self, worker_id: UUID, subscription_id: UUID, whole: int) -> int:
+        count = len(self._all)
+        return whole // count + (_rank(subscription_id, worker_id, self._all) < whole % count)
 
 
 @lru_cache(maxsize=65_536)

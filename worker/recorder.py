@@ -56,7 +56,12 @@ class Recorder:
             try:
                 moved = await group.submit(finish)
             except Exception as error:
-                finish = _bare(finish, error)
+                if finish.tried is None or is_unreachable(error):
+                    raise
+                # Something in this answer can't be stored. The outcome matters more than what the receiver said.
+                log.exception("an attempt could not be recorded whole", delivery=str(finish.claimed.id))
+                bare = finish.tried._replace(response_headers=None, response_body=None, error_message=None)
+                finish = finish._replace(tried=bare)
                 moved = await group.submit(finish)
             if moved is not None:
                 break
@@ -107,12 +112,3 @@ class Recorder:
                     )
                 await asyncio.sleep(RETRY_S[min(tries, len(RETRY_S) - 1)])
                 tries += 1
-
-
-def _bare(finish: Finish, error: Exception) -> Finish:
-    """Less of an outcome that could not be stored; raises `error` where that would be no help."""
-    if finish.tried is None or is_unreachable(error):
-        raise error
-    # Something in this answer can't be stored. The outcome matters more than what the receiver said.
-    log.error("an attempt could not be recorded whole", delivery=str(finish.claimed.id), exc_info=error)
-    return finish._replace(tried=finish.tried._replace(response_headers=None, response_body=None, error_message=None))

@@ -15,6 +15,7 @@ from core.deliveries.leases import (
     finish,
     hold,
     is_entangled,
+    under_lease,
     verdict_without_sending,
 )
 from core.deliveries.queues import (
@@ -29,7 +30,6 @@ from core.deliveries.queues import (
     parked_subscriptions,
     shares_of,
     sweep,
-    under_lease,
 )
 from core.deliveries.requests import create_missing, discard, discard_many, redact, refusal, replay
 

@@ -17,5 +17,6 @@ def in_states(*states: State) -> str:
 
 # Each in the words of an index's condition, so that PostgreSQL sees that the index serves.
 DUE = "state IN ('pending', 'sending') AND (reason IS NULL OR reason IN ('new', 'retry', 'replay'))"
+RANK = "CASE reason WHEN 'retry' THEN 1 WHEN 'replay' THEN 2 ELSE 0 END"  # in the order in which it is claimed
 PARKED = "state = 'pending' AND reason IN ('rate_limited', 'breaker_open')"
 HELD = "state = 'pending' AND reason = 'paused'"

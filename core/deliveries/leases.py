@@ -7,7 +7,7 @@ clock is wrong signs with a wrong timestamp, but claims and schedules rightly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
@@ -16,7 +16,7 @@ import asyncpg
 
 from core import audit, ids, replay_items
 from core.access.models import AuditEntry
-from core.deliveries.conditions import in_states
+from core.deliveries.conditions import DUE, RANK, in_states
 from core.models import ItemOutcome, SubscriptionStatus
 from core.replay_items import ItemResult
 from core.states import PARKING, DeadReason, DiscardReason, PendingReason, State
@@ -88,18 +88,42 @@ class Finish(NamedTuple):
 # --- claiming ------------------------------------------------------------------------------------------------------
 
 
-async def claim(driver: Any, delivery_ids: Sequence[UUID], *, margin_s: float, parked: bool = False) -> list[Claimed]:
+async def claim(
+    driver: Any, delivery_ids: Sequence[UUID], *, margin_s: float, parked: bool = False, worker_id: UUID | None = None
+) -> list[Claimed]:
     """Leases those of `delivery_ids` that are due: pending, or sending under a lease that has ended; or else those that
     are `parked`, which the caller found to have room.
 
-    The lease lasts `margin_s` seconds beyond the subscription's timeout.
+    The lease lasts `margin_s` seconds beyond the subscription's timeout. Its token says whose it is (`under_lease`).
     """
     if not delivery_ids:
         return []
     token = uuid4()
+    if worker_id is not None:
+        token = UUID(bytes=worker_id.bytes[:_WORKER_BYTES] + token.bytes[_WORKER_BYTES:])
     statement = _CLAIM_PARKED if parked else _CLAIM
     rows = await driver.fetch(statement, list(delivery_ids), min(delivery_ids), max(delivery_ids), token, margin_s)
     return [Claimed._make(row) for row in rows]
+
+
+async def under_lease(driver: Any, claimed_before: datetime, worker_ids: Iterable[UUID]) -> dict[UUID, dict[UUID, int]]:
+    """How many of each subscription's deliveries are under leases that each of these workers took before that moment
+    and that have not ended: by subscription, then by worker."""
+    names = {one.hex[: 2 * _WORKER_BYTES]: one for one in worker_ids}
+    found: dict[UUID, dict[UUID, int]] = {}
+    for row in await driver.fetch(_UNDER_LEASE, claimed_before, list(names)):
+        found.setdefault(row["subscription_id"], {})[names[row["worker"]]] = row["count"]
+    return found
+
+
+_WORKER_BYTES = 4  # of a worker's id, at the beginning of its tokens
+# As the index of what is due has them: a lease has no reason, and its rank is that of first attempts.
+_UNDER_LEASE = f"""
+SELECT subscription_id, left(lease_token::text, {2 * _WORKER_BYTES}) AS worker, count(*) FROM deliveries
+WHERE {DUE} AND {RANK} = 0 AND due_at > now() AND state = 'sending' AND updated_at < $1
+  AND left(lease_token::text, {2 * _WORKER_BYTES}) = ANY($2::text[])
+GROUP BY 1, 2
+"""
 
 
 # Locks in the order of the ids, like every statement that touches many, so that no two wait for each other crosswise.

@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from enum import Enum
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from core.deliveries.conditions import DUE, PARKED, in_states
+from core.deliveries.conditions import DUE, PARKED, RANK, in_states
 from core.deliveries.leases import Claimed, claim
 from core.states import PendingReason, State
 
@@ -54,7 +53,9 @@ class Swept:
     more: bool | None
 
 
-async def sweep(driver: Any, look: int, choose: Chooser, *, margin_s: float, grace_s: float = 0.0) -> Swept:
+async def sweep(
+    driver: Any, look: int, choose: Chooser, *, margin_s: float, grace_s: float = 0.0, worker_id: UUID | None = None
+) -> Swept:
     """Looks at up to `look` due first attempts, half as many retries and a quarter as many replays, the longest due
     first; claims or parks them as `choose` says. New ones are left to their hint for `grace_s` seconds.
 
@@ -71,7 +72,8 @@ async def sweep(driver: Any, look: int, choose: Chooser, *, margin_s: float, gra
         parked = [(one, choice) for one, choice in choices if isinstance(choice, Park)]
         if parked:
             await _park(driver, parked)
-        claims = await claim(driver, [one.id for one, choice in choices if choice is Choice.CLAIM], margin_s=margin_s)
+        chosen = [one.id for one, choice in choices if choice is Choice.CLAIM]
+        claims = await claim(driver, chosen, margin_s=margin_s, worker_id=worker_id)
         found = Counter(one.rank for one in due)
         full = any(found[rank] >= share for rank, share in enumerate(shares))
         more = bool(claims or parked) and (full or len(claims) + len(parked) < len(due))
@@ -88,7 +90,6 @@ _TRY_LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended('hookwright sweep
 # without sorting it reads the index in order and stops after `limit` rows.
 # And whoever stands still in such a transaction, holding its locks, is cut off soon.
 _IN_ORDER = "SET LOCAL enable_sort = off; SET LOCAL idle_in_transaction_session_timeout = '3s'"
-RANK = "CASE reason WHEN 'retry' THEN 1 WHEN 'replay' THEN 2 ELSE 0 END"
 _DUE = f"""
 SELECT due.* FROM (VALUES (0, $1::int, $4::float8), (1, $2::int, 0), (2, $3::int, 0)) AS queue(rank, look, grace_s)
 CROSS JOIN LATERAL (
@@ -131,7 +132,9 @@ class ParkedRoom(NamedTuple):
     first_rank: int = 0
 
 
-async def claim_parked(driver: Any, room: Sequence[ParkedRoom], *, margin_s: float) -> list[Claimed]:
+async def claim_parked(
+    driver: Any, room: Sequence[ParkedRoom], *, margin_s: float, worker_id: UUID | None = None
+) -> list[Claimed]:
     """Leases up to `size` of the deliveries parked for each subscription: first attempts before retries before replays,
     the oldest events first. Whoever asks again and again, for less than there is, lets another rank be first now and
     then, or it would wait for ever."""
@@ -144,7 +147,7 @@ async def claim_parked(driver: Any, room: Sequence[ParkedRoom], *, margin_s: flo
         ):
             if wanted:
                 found += await driver.fetch(statement, *(list(column) for column in zip(*wanted, strict=True)))
-        return await claim(driver, [row["id"] for row in found], margin_s=margin_s, parked=True)
+        return await claim(driver, [row["id"] for row in found], margin_s=margin_s, parked=True, worker_id=worker_id)
 
 
 PARKED_RANK = "CASE WHEN attempt_count > 0 THEN 1 WHEN series > 0 THEN 2 ELSE 0 END"
@@ -207,17 +210,4 @@ SELECT s.id, s.organization_id, s.version, s.status, CASE WHEN s.limits->>'per_s
 ) END AS first
 FROM leap JOIN subscriptions s USING (id)
 WHERE number > 0 ORDER BY id
-"""
-
-
-async def under_lease(driver: Any, claimed_before: datetime) -> dict[UUID, int]:
-    """How many of each subscription's deliveries are under leases of before that moment, which have not ended."""
-    return {row["subscription_id"]: row["count"] for row in await driver.fetch(_UNDER_LEASE, claimed_before)}
-
-
-# As the index of what is due has them: a lease has no reason, and its rank is that of first attempts.
-_UNDER_LEASE = f"""
-SELECT subscription_id, count(*) FROM deliveries
-WHERE {DUE} AND {RANK} = 0 AND due_at > now() AND state = 'sending' AND updated_at < $1
-GROUP BY subscription_id
 """

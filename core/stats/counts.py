@@ -11,8 +11,7 @@ from uuid import UUID
 
 import asyncpg
 
-from core.deliveries.conditions import DUE, HELD, PARKED
-from core.deliveries.queues import RANK
+from core.deliveries.conditions import DUE, HELD, PARKED, RANK
 from core.models import OFF_PATH
 from core.states import State
 

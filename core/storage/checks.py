@@ -12,7 +12,7 @@ from core.storage import roles
 from core.storage.database import Database
 
 MIN_POSTGRESQL = 15
-MIN_REDIS = 6  # users with passwords, which URLs may carry
+MIN_REDIS = 7  # BLMPOP, by which workers take hints
 
 
 class Fault(HookwrightError):

@@ -6,10 +6,15 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
+import structlog
 
+from core import settings
 from core.ids import new_id
 from core.storage.database import Database
-from tests.platform import HANGS_S
+from tests.platform import HANGS_S, environment, eventually, platform
+from tests.receiver import Receiver
+from tests.services import as_owner
+from worker import main as worker
 from worker import membership
 from worker.membership import Membership
 
@@ -95,3 +100,27 @@ def test_a_worker_that_works_is_waited_for_and_one_that_was_killed_only_for_a_wh
         await another
 
     with_database(database_url, test)
+
+
+def test_a_worker_claims_nothing_in_a_database_of_an_earlier_release(
+    database_url: str, owner_url: str, redis_url: str
+) -> None:
+    async def run(receiver: Receiver) -> None:
+        async with platform(database_url, redis_url, with_worker=False) as p:
+            await p.subscribe(receiver.url("/ok"))
+            await as_owner(owner_url, "ALTER TYPE finished_claim RENAME TO not_yet")
+            with structlog.testing.capture_logs() as logs:
+                async with worker.working(settings.load(environment(database_url, redis_url))):
+                    await p.send()
+
+                    async def said() -> bool:
+                        return any("hookwright migrate" in entry.get("problem", "") for entry in logs)
+
+                    await eventually(said, what="the log says what to do")
+                    assert not receiver.requests
+                    await as_owner(owner_url, "ALTER TYPE not_yet RENAME TO finished_claim")
+                    await p.settled(1, "delivered")
+        assert len(receiver.requests) == 1
+
+    with Receiver() as receiver:
+        asyncio.run(run(receiver))

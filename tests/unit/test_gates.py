@@ -329,3 +329,24 @@ def test_small_shares_fall_to_different_workers() -> None:
     counts = [sum(one.share(each, 1) for each in chosen) for one in members]
     assert sum(counts) == 300
     assert min(counts) > 60
+
+
+@pytest.mark.parametrize(("old", "new"), [(1, 1), (2, 1), (1, 2), (3, 2)])
+@pytest.mark.parametrize("whole", [1, 2, 3, 6, 10, 200])
+def test_workers_that_come_and_what_others_have_open_keep_to_the_whole(old: int, new: int, whole: int) -> None:
+    members = [Membership(uuid4()) for _ in range(old + new)]
+    olds, news = members[:old], members[old:]
+    for _ in range(20):
+        subscription_id = new_id()
+        for one in olds:
+            one._all = tuple(sorted(each.id for each in olds))
+        open_ = {one.id: one.may_open(subscription_id, whole) for one in olds}
+        for one in members:
+            one._all = tuple(sorted(each.id for each in members))
+        for one in news:
+            one._open_before = {subscription_id: open_}
+        most = sum(max(open_[one.id], one.may_open(subscription_id, whole)) for one in olds)
+        assert most + sum(one.may_open(subscription_id, whole) for one in news) <= whole
+        for one in news:  # once that has ended
+            one._open_before = {}
+        assert sum(one.may_open(subscription_id, whole) for one in members) == whole
