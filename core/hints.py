@@ -1,8 +1,8 @@
 """Hints over Redis: new deliveries, a batch at a time, so that workers need not wait for their next sweep.
 
-They are values of a list that workers wait at, and no arq jobs: a batch takes one round trip to write and at most
-one to read, where a job takes some ten, and nothing has to be kept for a hint that fails. A hint may be lost, doubled or late;
-PostgreSQL knows what is due. So nothing here ever raises or waits for long.
+They are values of a list that workers wait at, and no arq jobs: a batch takes one round trip to write and one or less
+to read, where a job takes some ten, and nothing has to be kept for a hint that fails. A hint may be lost, doubled or
+late; PostgreSQL knows what is due. So nothing here ever raises or waits for long.
 """
 
 from __future__ import annotations
