@@ -103,9 +103,10 @@ async def working(settings: Settings) -> AsyncIterator[Engine]:
                 (BREAKER_CHANGES_S, "breaker changes", engine.flush_breaker_changes),
             )
         )
-        running.extend(asyncio.create_task(work) for work in (jobs.run(), listener.run()))
+        running.append(asyncio.create_task(listener.run()))
 
     beginning = asyncio.create_task(begin())
+    running.append(asyncio.create_task(jobs.run()))
     try:
         yield engine
     finally:

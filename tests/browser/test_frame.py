@@ -212,8 +212,9 @@ def test_what_is_fresh_stays_as_it_was_left(play: Play) -> None:
         assert trial.shown == shown + 1
 
         trial.has_ended = True
-        await page.evaluate(ask)
-        await expect(page.locator("#trouble")).to_have_text(re.compile("Your session has ended"))
+        # What was drawn a moment ago may not listen yet: asked until it answers.
+        ended = "document.querySelector('#trouble').textContent.includes('Your session has ended')"
+        await page.wait_for_function(f"() => {{ {ask}; return {ended} }}", polling=200)
         await expect(fresh).to_have_text("4")
         assert await page.evaluate("localStorage.length") == 0
         assert await page.evaluate("Object.entries(sessionStorage)") == [["htmx-current-path-for-history", "/trial"]]

@@ -125,6 +125,13 @@ async def kept(p: Platform) -> None:
 
     await eventually(all_is_there, what="the statistics")
 
+    async def failures_are_known() -> bool:
+        assert p.engine is not None
+        await p.engine.sync_breakers(p.services.breakers)
+        return [one.failures for one in (await p.services.breakers.all()).values()] == [2]
+
+    await eventually(failures_are_known, what="what the breakers counted")
+
 
 async def figures_of_installation(p: Platform) -> Figures:
     async with p.database.driver() as driver:

@@ -155,40 +155,19 @@ def _span(rows: list[UUID]) -> str:
 
 
 def _finish_values(rows: list[UUID]) -> str:
-    def nulls(kind: str) -> str:
-        return f"array_fill(NULL::{kind}, ARRAY[{len(rows)}])"
-
-    token = _batch([UUID(int=1)] * len(rows))
-    texts = f"array_fill('x'::text, ARRAY[{len(rows)}])"
-    numbers = f"array_fill(1::smallint, ARRAY[{len(rows)}])"
-    return ", ".join(
-        [
-            _span(rows),
-            token,
-            numbers,
-            nulls("uuid"),
-            numbers,
-            f"array_fill('delivered'::text, ARRAY[{len(rows)}])",
-            nulls("text"),
-            nulls("float8"),
-            _batch([ids.new_id() for _ in rows]),
-            f"array_fill(now(), ARRAY[{len(rows)}])",
-            f"array_fill(1, ARRAY[{len(rows)}])",
-            numbers,
-            nulls("text"),
-            nulls("text"),
-            texts,
-            texts,
-            nulls("text"),
-            nulls("bytea"),
-        ]
-    )
+    finished = [
+        f"ROW('{one}', '{UUID(int=1)}', 0, NULL, 1, 'delivered', NULL, NULL,"
+        f" '{ids.new_id()}', now(), 1, 200, NULL, NULL, 'x', 'x', NULL, NULL)::finished_claim"
+        for one in rows
+    ]
+    return f"{_span(rows)}, ARRAY[{', '.join(finished)}]"
 
 
 # Statement, values for a batch, and what its rows must be found by.
 HOT = {
     "claim": (leases._CLAIM, lambda rows: f"{_span(rows)}, '{UUID(int=1)}', 10.0", "id = ANY"),
     "finish": (leases._FINISH, _finish_values, "id = ANY"),
+    "under lease": (leases._UNDER_LEASE, lambda _: "now(), ARRAY['00000000']", "due_at > "),
     "due": (queues._DUE, lambda _: "250, 125, 60, 0.5", "due_at <= "),
     "replay": (requests._REPLAY, lambda rows: f"{_span(rows)}, '{UUID(int=1)}'", "id = ANY"),
     "discard pending": (bulk._DISCARD_PENDING, _span, "id = ANY"),
