@@ -169,12 +169,14 @@ async def _preview(
         rows = await _count(session, conditions)
     if sum(row.number for row in rows) > MAX_SELECTION:
         return Preview(action, _groups(rows), None)
-    overlaps: Sequence[Overlap] | None
-    try:
-        async with session.begin_nested(), in_time(session, _left_ms(began)):
-            overlaps = await _overlaps(session, organization_id, conditions)
-    except ValidationFailed:
-        overlaps = None
+    overlaps: Sequence[Overlap] | None = []
+    unfinished = (col(Replay.organization_id) == organization_id, col(Replay.status).in_(UNFINISHED))
+    if (await session.exec(select(Replay.id).where(*unfinished).limit(1))).first() is not None:
+        try:
+            async with session.begin_nested(), in_time(session, _left_ms(began)):
+                overlaps = await _overlaps(session, unfinished, conditions)
+        except ValidationFailed:
+            overlaps = None
     return await _judged(session, action, rows, overlaps)
 
 
@@ -255,11 +257,8 @@ def _groups(rows: Sequence[Row]) -> list[Group]:
 
 
 async def _overlaps(
-    session: AsyncSession, organization_id: UUID, conditions: Sequence[selection.Condition]
+    session: AsyncSession, unfinished: Sequence[selection.Condition], conditions: Sequence[selection.Condition]
 ) -> list[Overlap]:
-    unfinished = (col(Replay.organization_id) == organization_id, col(Replay.status).in_(UNFINISHED))
-    if (await session.exec(select(Replay.id).where(*unfinished).limit(1))).first() is None:
-        return []
     chosen = select(col(Delivery.id)).where(*conditions).cte("chosen").prefix_with("MATERIALIZED", dialect="postgresql")
     query = (
         select(Replay.id, Replay.action, Replay.status, func.count())

@@ -229,6 +229,7 @@ def test_what_can_not_be_compared_in_time_is_said_to_be_unknown_and_all_else_is_
     async def run(seeds: Seeds) -> None:
         for _ in range(3):
             await seeds.delivery(State.DEAD)
+        await create(seeds, {"status": "dead"})
         monkeypatch.setattr(replay_preview, "_overlaps", slow)
         monkeypatch.setattr(replay_preview, "_left_ms", lambda _: 0)
         found = await preview(seeds, {"status": "dead"})
