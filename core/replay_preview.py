@@ -31,7 +31,7 @@ from core.models import (
     Subscription,
     SubscriptionStatus,
 )
-from core.states import TRANSITIONS, State
+from core.states import STATE_OF, TRANSITIONS, State
 
 MAX_SELECTION = 100_000  # what is surely frozen within the time of one call, on a busy machine too
 # A selection is counted exactly or not at all. Dead letters are counted in an index; what was delivered is many rows.
@@ -225,9 +225,6 @@ class Row(NamedTuple):
     number: int
 
 
-_STATES = {str(state): state for state in State}  # a third of what State(…) takes
-
-
 async def _count(session: AsyncSession, conditions: Sequence[selection.Condition]) -> list[Row]:
     key = col(Delivery.subscription_id), col(Delivery.error_kind), col(Delivery.state)
 
@@ -241,7 +238,7 @@ async def _count(session: AsyncSession, conditions: Sequence[selection.Condition
     found: Counter[tuple[UUID, str | None, State, bool]] = Counter()
     connection = await session.connection()  # the session itself would take twice as long for a thousand rows
     for subscription_id, error_kind, state, redacted, count in (await connection.execute(both)).all():
-        one = subscription_id, error_kind, _STATES[state]
+        one = subscription_id, error_kind, STATE_OF[state]
         found[*one, redacted] += count
         if redacted:
             found[*one, False] -= count

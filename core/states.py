@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 class State(StrEnum):
@@ -27,6 +27,9 @@ class State(StrEnum):
     DELIVERED = "delivered"  # the receiver answered 2xx; only a replay moves it on
     DEAD = "dead"  # given up; a person replays or discards it
     DISCARDED = "discarded"  # a person, or the end of its subscription, took it out; only a replay moves it on
+
+
+STATE_OF: Final[Mapping[str, State]] = {str(state): state for state in State}  # a third of what State(…) takes
 
 
 class PendingReason(StrEnum):

@@ -48,7 +48,7 @@ async def sweep(engine: Engine) -> None:
 async def arrive(database: Database, engine: Engine) -> None:
     """Says that this worker lives, and returns once the others have heard of it. Tries until that succeeds: without the
     database there is nothing to claim, and what was sent could not be recorded in that of an earlier release."""
-    told = False
+    told = ""
     while True:
         try:
             async with database.driver() as driver:
@@ -58,9 +58,9 @@ async def arrive(database: Database, engine: Engine) -> None:
             problem = "its schema is of an earlier release; run: hookwright migrate"
         except Exception as error:
             problem = repr(error)
-        if not told:
+        if problem != told:
             log.warning("the worker can't begin before the database lets it", problem=problem)
-            told = True
+            told = problem
         await asyncio.sleep(ARRIVE_AGAIN_S)
 
 

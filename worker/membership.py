@@ -44,14 +44,14 @@ class Membership:
     async def arrive(self, driver: Any) -> None:
         """Says that this worker lives, and waits until the others have heard of it: up to `ARRIVE_S` seconds."""
         await self._say_so(driver)
-        arrived_at = await driver.fetchval(_NOW)  # whoever says so from now on sees this worker
+        said_at = await driver.fetchval(_NOW)  # whoever says so from now on sees this worker
         until = time.monotonic() + ARRIVE_S
         while True:
             others = await self._say_so(driver)
-            if all(seen_at > arrived_at for seen_at in others.values()) or time.monotonic() > until:
+            if all(seen_at > said_at for seen_at in others.values()) or time.monotonic() > until:
                 break
             await asyncio.sleep(ARRIVE_LOOK_S)
-        self._before = {one for one, seen_at in others.items() if seen_at > arrived_at}
+        self._before = {one for one, seen_at in others.items() if seen_at > said_at}
         self._arrived_at = await driver.fetchval(_NOW)
         await self.beat(driver)
 

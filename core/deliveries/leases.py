@@ -19,7 +19,7 @@ from core.access.models import AuditEntry
 from core.deliveries.conditions import DUE, RANK, in_states
 from core.models import ItemOutcome, SubscriptionStatus
 from core.replay_items import ItemResult
-from core.states import PARKING, DeadReason, DiscardReason, PendingReason, State
+from core.states import PARKING, STATE_OF, DeadReason, DiscardReason, PendingReason, State
 from core.storage import partitions
 
 # Tuples, as in `core.events`: these are made for every delivery.
@@ -215,7 +215,7 @@ async def _finish(driver: Any, finishes: Sequence[Finish], wait: bool) -> tuple[
         [_row(one) for one in finishes],
     )
     # By id and token: a worker that stood still may hold two claims of one delivery in one batch.
-    moved = {(row["id"], row["token"]): _STATES[row["state"]] for row in rows if row["state"]}
+    moved = {(row["id"], row["token"]): STATE_OF[row["state"]] for row in rows if row["state"]}
     held = set(delivery_ids) - {row["id"] for row in rows}
     if held:  # or gone, with their organization or their day
         held = (
@@ -238,9 +238,6 @@ def _row(one: Finish) -> tuple[Any, ...]:
         verdict.delay_s,
         *(tried or _UNTRIED),
     )
-
-
-_STATES = {str(state): state for state in State}  # a third of what State(…) takes
 
 
 def _disabling(row: Any) -> AuditEntry:
