@@ -8,12 +8,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import cache, cached_property
+from operator import itemgetter
 from time import monotonic
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import asyncpg
-from sqlalchemy import ARRAY, Uuid, any_, bindparam, func, literal, union_all
+from sqlalchemy import ARRAY, Boolean, Uuid, any_, bindparam, exists, func, literal, literal_column, union_all
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -22,6 +24,7 @@ from core import ids
 from core.errors import ValidationFailed
 from core.listing import selection
 from core.models import (
+    UNFINISHED,
     Delivery,
     ItemOutcome,
     Replay,
@@ -32,11 +35,13 @@ from core.models import (
     SubscriptionStatus,
 )
 from core.states import STATE_OF, TRANSITIONS, State
+from core.storage.columns import one_of
 
 MAX_SELECTION = 100_000  # what is surely frozen within the time of one call, on a busy machine too
 # A selection is counted exactly or not at all. Dead letters are counted in an index; what was delivered is many rows.
 COUNT_TIMEOUT_MS = 5_000
-UNFINISHED = (ReplayStatus.QUEUED, ReplayStatus.RUNNING, ReplayStatus.PAUSED)
+# As a literal, so that PostgreSQL sees in a plan for any value too that the index of these serves.
+_UNFINISHED: selection.Condition = literal_column(f"({one_of('replays.status', UNFINISHED)})", Boolean)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +106,7 @@ class Details:
         return sum(one.count for one in self.skips)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Preview:
     """`details`: None where there are more than one job takes."""
 
@@ -109,7 +114,7 @@ class Preview:
     groups: Sequence[Group]
     details: Details | None
 
-    @property
+    @cached_property
     def total(self) -> int:
         return sum(group.count for group in self.groups)
 
@@ -154,27 +159,37 @@ async def preview(
     """Exact counts of what `filters` choose now, and what `action` would do with them. Raises `ValidationFailed` on a
     wrong filter, or where counting takes longer than `COUNT_TIMEOUT_MS`; `Unavailable` as `selection.turn`."""
     conditions = selection.conditions(organization_id, filters)
+    chosen = Chosen(conditions, selection.to_count(conditions, filters), selection.only_state(filters))
     with selection.turn_for(filters):
-        return await _preview(session, organization_id, conditions, action)
+        return await _preview(session, organization_id, chosen, action)
 
 
-async def _preview(
-    session: AsyncSession,
-    organization_id: UUID,
-    conditions: Sequence[selection.Condition],
-    action: ReplayAction,
-) -> Preview:
+class Chosen(NamedTuple):
+    """A selection. `to_count`: the same conditions, as they are best counted by; `state`: that of all, if it is one."""
+
+    conditions: Sequence[selection.Condition]
+    to_count: Sequence[selection.Condition]
+    state: State | None
+
+
+async def _preview(session: AsyncSession, organization_id: UUID, chosen: Chosen, action: ReplayAction) -> Preview:
     began = monotonic()
+    unfinished = (col(Replay.organization_id) == organization_id, _UNFINISHED)
+    redacted = (col(Delivery.organization_id) == organization_id, col(Delivery.redacted_at).is_not(None))
+    rare = select(exists().where(*unfinished), exists().where(*redacted))
+    connection = await session.connection()
     async with in_time(session):
-        rows = await _count(session, conditions)
+        # Mostly there are none, which is told by a plan for any value, and spares what is planned at each call.
+        is_any_unfinished, is_any_redacted = (await connection.execute(rare)).one()
+        await selection.plan_by_value(session)
+        rows = await _count(session, chosen, is_any_redacted)
     if sum(row.number for row in rows) > MAX_SELECTION:
         return Preview(action, _groups(rows), None)
     overlaps: Sequence[Overlap] | None = []
-    unfinished = (col(Replay.organization_id) == organization_id, col(Replay.status).in_(UNFINISHED))
-    if (await session.exec(select(Replay.id).where(*unfinished).limit(1))).first() is not None:
+    if is_any_unfinished:
         try:
             async with session.begin_nested(), in_time(session, _left_ms(began)):
-                overlaps = await _overlaps(session, unfinished, conditions)
+                overlaps = await _overlaps(session, unfinished, chosen.conditions)
         except ValidationFailed:
             overlaps = None
     return await _judged(session, action, rows, overlaps)
@@ -193,13 +208,13 @@ async def until(session: AsyncSession, organization_id: UUID, filters: Mapping[s
     )
     with selection.turn_for(filters):
         async with in_time(session):
+            await selection.plan_by_value(session)
             return ids.time_of((await session.exec(query)).one())
 
 
 @asynccontextmanager
 async def in_time(session: AsyncSession, timeout_ms: float = COUNT_TIMEOUT_MS) -> AsyncIterator[None]:
     """Raises `ValidationFailed` when a statement takes longer."""
-    await selection.plan_by_value(session)
     connection = await session.connection()
     await connection.exec_driver_sql(f"SET LOCAL statement_timeout = {max(100, round(timeout_ms))}")
     try:
@@ -225,32 +240,41 @@ class Row(NamedTuple):
     number: int
 
 
-async def _count(session: AsyncSession, conditions: Sequence[selection.Condition]) -> list[Row]:
-    key = col(Delivery.subscription_id), col(Delivery.error_kind), col(Delivery.state)
+async def _count(session: AsyncSession, chosen: Chosen, is_any_redacted: bool) -> list[Row]:
+    by = [col(Delivery.subscription_id), col(Delivery.error_kind)]
+    if chosen.state is None:
+        by.append(col(Delivery.state))
 
     def counted(redacted: bool, *more: selection.Condition) -> Any:
-        query = select(*key, literal(redacted), func.count())  # type: ignore[call-overload]
-        return query.where(*conditions, *more).group_by(*key)
+        query: Any = select(func.count(), literal(redacted), *by)
+        return query.where(*chosen.to_count, *more).group_by(*by)
 
     # Whether they were redacted stands in no index that lists use: read from the table for each it takes four times as
     # long. So the few that were are counted again, in an index of their own, and taken off.
-    both: Any = union_all(counted(False), counted(True, col(Delivery.redacted_at).is_not(None)))
-    found: Counter[tuple[UUID, str | None, State, bool]] = Counter()
+    query = counted(False)
+    if is_any_redacted:
+        query = union_all(query, counted(True, col(Delivery.redacted_at).is_not(None)))
     connection = await session.connection()  # the session itself would take twice as long for a thousand rows
-    for subscription_id, error_kind, state, redacted, count in (await connection.execute(both)).all():
-        one = subscription_id, error_kind, STATE_OF[state]
-        found[*one, redacted] += count
-        if redacted:
-            found[*one, False] -= count
-    return [Row(*one, count) for one, count in found.items() if count]
+    found = [
+        ((subscription_id, error_kind, chosen.state or STATE_OF[state[0]]), redacted, number)
+        for number, redacted, subscription_id, error_kind, *state in (await connection.execute(query)).all()
+    ]
+    taken_off = {key: number for key, redacted, number in found if redacted}
+    rows = []
+    for key, redacted, number in found:
+        left = number if redacted else number - taken_off.get(key, 0)
+        if left:
+            rows.append(Row(*key, redacted, left))
+    return rows
 
 
 def _groups(rows: Sequence[Row]) -> list[Group]:
     """The largest first."""
-    found: Counter[tuple[UUID, str | None]] = Counter()
+    found: dict[tuple[UUID, str | None], int] = {}
     for row in rows:
-        found[row.subscription_id, row.error_kind] += row.number
-    return [Group(*one, count) for one, count in found.most_common()]
+        key = row.subscription_id, row.error_kind
+        found[key] = found.get(key, 0) + row.number
+    return [Group(*key, count) for key, count in sorted(found.items(), key=itemgetter(1), reverse=True)]
 
 
 async def _overlaps(
@@ -299,6 +323,7 @@ async def _judged(
     return Preview(action, _groups(rows), details)
 
 
+@cache  # a few combinations, asked for each of a thousand groups
 def why_skipped(
     action: ReplayAction, state: State, redacted: bool, subscription: SubscriptionStatus
 ) -> SkipReason | None:

@@ -21,8 +21,8 @@ from core import deliveries, ids
 from core.errors import Conflict, NotFound, ValidationFailed
 from core.hints import Hint
 from core.listing import selection
-from core.models import Delivery, Replay, ReplayAction, ReplayItem, ReplayStatus
-from core.replay_preview import COUNT_TIMEOUT_MS, MAX_SELECTION, UNFINISHED, Group, in_time, preview, until
+from core.models import UNFINISHED, Delivery, Replay, ReplayAction, ReplayItem, ReplayStatus
+from core.replay_preview import COUNT_TIMEOUT_MS, MAX_SELECTION, Group, in_time, preview, until
 from core.storage.database import Database, driver_of, spares_others
 
 __all__ = [
@@ -91,6 +91,7 @@ async def create(
     replay_id = replay_id or ids.new_id()
     with selection.turn_for(filters):
         async with in_time(session):
+            await selection.plan_by_value(session)
             groups = await _freeze_items(session, replay_id, conditions)
     total = sum(group.count for group in groups)
     if total > MAX_SELECTION:

@@ -20,8 +20,8 @@ from core import ids, replay_items, replays
 from core.errors import Conflict, HookwrightError, ValidationFailed
 from core.listing import labels, lists
 from core.listing.lists import Page, Paging, Walk
-from core.models import ItemOutcome, Replay, ReplayAction, ReplayStatus
-from core.replay_preview import UNFINISHED, duration_s
+from core.models import UNFINISHED, ItemOutcome, Replay, ReplayAction, ReplayStatus
+from core.replay_preview import duration_s
 from core.replays import CountChanged
 
 FILTERS = (

@@ -66,6 +66,20 @@ def conditions(organization_id: UUID | None, filters: Mapping[str, Any]) -> list
     return [*chosen.walked, *chosen.checked]
 
 
+def to_count(conditions: Sequence[Condition], filters: Mapping[str, Any]) -> Sequence[Condition]:
+    """The conditions of `filters` for a count by subscription and error: where only dead letters are chosen, by no more
+    than their own index holds, that serves."""
+    if only_state(filters) is State.DEAD and _IN_DEAD_INDEX.issuperset(filters):
+        return [one for one in conditions if one is not _LEFT_THE_PATH]  # which would ask for a larger index
+    return conditions
+
+
+def only_state(filters: Mapping[str, Any]) -> State | None:
+    """The one that `filters` leave, as far as they name it."""
+    named = set(words(filters.get("status", "")))
+    return State(*named) if len(named) == 1 else None
+
+
 def choose(organization_id: UUID | None, filters: Mapping[str, Any]) -> Choice:
     """The same conditions, by what serves them. Raises `ValidationFailed` like `conditions`."""
     built = _build(filters)
@@ -319,6 +333,9 @@ _FILTERS: Mapping[str, Callable[[Any], Condition]] = {
     "text": _holds,
     **{name: partial(compare, col(Delivery.id)) for name, compare in _SPAN.items()},
 }
+
+# What `ix_deliveries_dead` knows of each.
+_IN_DEAD_INDEX = {"status", "error", "subscription_id", "created_after", "created_before"}
 
 # What tells whose a delivery is.
 _OWNED: Sequence[tuple[str, str, Any]] = (

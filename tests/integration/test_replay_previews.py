@@ -112,6 +112,44 @@ def test_what_a_preview_says_is_what_the_job_does(database_url: str, action: Rep
     seeded(database_url, run)
 
 
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {"status": "dead"},
+        {"status": "dead", "error": "timeout"},
+        {"status": "dead", "error": "none", "created_after": "2020-01-01T00:00:00Z"},
+        {"status": "dead", "reason": "exhausted"},
+        {"status": ["delivered"]},
+        {"status": "dead,discarded"},
+        {"error": "timeout"},
+    ],
+)
+def test_a_preview_counts_what_the_filters_choose(database_url: str, filters: dict[str, Any]) -> None:
+    def chosen(row: dict[str, Any]) -> bool:
+        states = filters.get("status", list(State))
+        return (
+            row["state"] in (states if isinstance(states, list) else states.split(","))
+            and filters.get("error", row["error_kind"] or "none") == (row["error_kind"] or "none")
+            and filters.get("reason", row["reason"]) == row["reason"]
+        )
+
+    async def run(seeds: Seeds) -> None:
+        rows = [row for row in (await plant(seeds)).values() if chosen(row)]
+        said = await preview(seeds, filters)
+        assert rows
+        assert said.details is not None
+        assert {(one.subscription_id, one.error_kind): one.count for one in said.groups} == Counter(
+            (row["subscription_id"], row["error_kind"]) for row in rows
+        )
+        assert said.details.by_state == Counter(row["state"] for row in rows)
+        sent = await seeds.driver.fetch("SELECT id FROM subscriptions WHERE status IN ('active', 'paused')")
+        alive = {row["id"] for row in sent}
+        redacted = sum(one.count for one in said.details.skips if one.reason is SkipReason.EVENT_REDACTED)
+        assert redacted == sum(row["redacted_at"] is not None and row["subscription_id"] in alive for row in rows)
+
+    seeded(database_url, run)
+
+
 def test_every_state_that_a_job_does_not_take_has_a_reason() -> None:
     from core.models import SubscriptionStatus
     from core.states import TRANSITIONS
