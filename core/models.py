@@ -418,7 +418,8 @@ class Replay(SQLModel, table=True):
         CheckConstraint("action = 'replay' OR sent = succeeded", name="discard"),
         CheckConstraint("rate_per_second BETWEEN 1 AND 10000", name="rate_per_second"),
         Index(None, "organization_id", "id"),
-        Index("ix_replays_unfinished", "id", postgresql_where=text(one_of("status", UNFINISHED))),
+        Index("ix_replays_unfinished", "id", postgresql_where=text("status IN ('queued', 'running')")),
+        Index("ix_replays_open", "organization_id", postgresql_where=text(one_of("status", UNFINISHED))),
     )
 
     id: UUID = Field(sa_column=id_())

@@ -8,17 +8,18 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from functools import cache, cached_property
+from functools import cached_property
 from operator import itemgetter
 from time import monotonic
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import asyncpg
-from sqlalchemy import ARRAY, Boolean, Uuid, any_, bindparam, exists, func, literal, literal_column, union_all
+from sqlalchemy import ARRAY, Uuid, any_, bindparam, func, literal, union_all
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
+from sqlmodel.sql.expression import SelectOfScalar
 
 from core import ids
 from core.errors import ValidationFailed
@@ -35,13 +36,10 @@ from core.models import (
     SubscriptionStatus,
 )
 from core.states import STATE_OF, TRANSITIONS, State
-from core.storage.columns import one_of
 
 MAX_SELECTION = 100_000  # what is surely frozen within the time of one call, on a busy machine too
 # A selection is counted exactly or not at all. Dead letters are counted in an index; what was delivered is many rows.
 COUNT_TIMEOUT_MS = 5_000
-# As a literal, so that PostgreSQL sees in a plan for any value too that the index of these serves.
-_UNFINISHED: selection.Condition = literal_column(f"({one_of('replays.status', UNFINISHED)})", Boolean)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,19 +172,16 @@ class Chosen(NamedTuple):
 
 async def _preview(session: AsyncSession, organization_id: UUID, chosen: Chosen, action: ReplayAction) -> Preview:
     began = monotonic()
-    unfinished = (col(Replay.organization_id) == organization_id, _UNFINISHED)
-    redacted = (col(Delivery.organization_id) == organization_id, col(Delivery.redacted_at).is_not(None))
-    rare = select(exists().where(*unfinished), exists().where(*redacted))
-    connection = await session.connection()
     async with in_time(session):
-        # Mostly there are none, which is told by a plan for any value, and spares what is planned at each call.
-        is_any_unfinished, is_any_redacted = (await connection.execute(rare)).one()
+        # Mostly there are none. That is told by a plan for any value, and spares to plan for them at each call.
+        is_any_redacted = (await session.exec(_first_redacted(organization_id))).first() is not None
         await selection.plan_by_value(session)
         rows = await _count(session, chosen, is_any_redacted)
     if sum(row.number for row in rows) > MAX_SELECTION:
         return Preview(action, _groups(rows), None)
     overlaps: Sequence[Overlap] | None = []
-    if is_any_unfinished:
+    unfinished = (col(Replay.organization_id) == organization_id, col(Replay.status).in_(UNFINISHED))
+    if (await session.exec(select(Replay.id).where(*unfinished).limit(1))).first() is not None:
         try:
             async with session.begin_nested(), in_time(session, _left_ms(began)):
                 overlaps = await _overlaps(session, unfinished, chosen.conditions)
@@ -238,6 +233,14 @@ class Row(NamedTuple):
     state: State
     redacted: bool
     number: int
+
+
+def _first_redacted(organization_id: UUID) -> SelectOfScalar[UUID]:
+    """The first in their order, which only their index gives at once: any of them PostgreSQL might look for in the
+    table where many are redacted, and read all of it for an organization that has none."""
+    key = col(Delivery.id)
+    redacted = (col(Delivery.organization_id) == organization_id, col(Delivery.redacted_at).is_not(None))
+    return select(key).where(*redacted).order_by(key).limit(1)
 
 
 async def _count(session: AsyncSession, chosen: Chosen, is_any_redacted: bool) -> list[Row]:
@@ -323,7 +326,6 @@ async def _judged(
     return Preview(action, _groups(rows), details)
 
 
-@cache  # a few combinations, asked for each of a thousand groups
 def why_skipped(
     action: ReplayAction, state: State, redacted: bool, subscription: SubscriptionStatus
 ) -> SkipReason | None:

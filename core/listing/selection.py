@@ -66,12 +66,12 @@ def conditions(organization_id: UUID | None, filters: Mapping[str, Any]) -> list
     return [*chosen.walked, *chosen.checked]
 
 
-def to_count(conditions: Sequence[Condition], filters: Mapping[str, Any]) -> Sequence[Condition]:
-    """The conditions of `filters` for a count by subscription and error: where only dead letters are chosen, by no more
-    than their own index holds, that serves."""
+def to_count(found: Sequence[Condition], filters: Mapping[str, Any]) -> Sequence[Condition]:
+    """The `conditions` of `filters` for a count by subscription and error: where only dead letters are chosen, by no
+    more than their own index holds, that serves. It is of no use for a part of a day."""
     if only_state(filters) is State.DEAD and _IN_DEAD_INDEX.issuperset(filters):
-        return [one for one in conditions if one is not _LEFT_THE_PATH]  # which would ask for a larger index
-    return conditions
+        return [one for one in found if one is not _LEFT_THE_PATH]  # which would ask for a larger index
+    return found
 
 
 def only_state(filters: Mapping[str, Any]) -> State | None:
@@ -335,7 +335,7 @@ _FILTERS: Mapping[str, Callable[[Any], Condition]] = {
 }
 
 # What `ix_deliveries_dead` knows of each.
-_IN_DEAD_INDEX = {"status", "error", "subscription_id", "created_after", "created_before"}
+_IN_DEAD_INDEX = frozenset(("status", "error", "subscription_id", "created_before"))
 
 # What tells whose a delivery is.
 _OWNED: Sequence[tuple[str, str, Any]] = (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -103,6 +104,17 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield plan
     for child in plan.get("Plans", []):
         yield from nodes(child)
+
+
+@asynccontextmanager
+async def undone(driver: Any) -> AsyncIterator[None]:
+    """What is changed in the block is not changed after it."""
+    transaction = driver.transaction()
+    await transaction.start()
+    try:
+        yield
+    finally:
+        await transaction.rollback()
 
 
 async def large(driver: Any) -> set[str]:
@@ -326,15 +338,23 @@ def test_a_preview_of_dead_letters_is_counted_in_indexes(planted: str) -> None:
         await seeds.driver.execute("UPDATE deliveries SET redacted_at = NULL WHERE id = $1", one)
         assert made.details
         assert made.details.skipped == 1
-        (rare, whose), (both, values) = statements
-        whose = ", ".join(f"'{one}'" for one in whose)
-        await seeds.driver.execute(f"SET plan_cache_mode = force_generic_plan; PREPARE rare AS {rare}")
-        rare = await seeds.driver.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE rare ({whose})")
+        (first, whose), (both, values) = statements
+        await seeds.driver.execute(f"SET plan_cache_mode = force_generic_plan; PREPARE first AS {first}")
+        explain_first = "EXPLAIN (FORMAT JSON) EXECUTE first ({})".format(", ".join(f"'{one}'" for one in whose))
+        none = await seeds.driver.fetchval(explain_first)
+        # Where nearly all are redacted, those of others, one that is might seem to be found sooner in the table.
+        async with undone(seeds.driver):
+            await seeds.driver.execute(
+                "UPDATE deliveries SET redacted_at = now() WHERE organization_id <> $1", organization_id
+            )
+            await seeds.driver.execute("ANALYZE deliveries")
+            many = await seeds.driver.fetchval(explain_first)
         both = await seeds.driver.fetchval(f"EXPLAIN (FORMAT JSON) {both}", *values)
         counted, redacted = both[0]["Plan"]["Plans"]
         partitions_ = await large(seeds.driver)
         for plan, indexed in (
-            (rare[0]["Plan"], "redacted_at IS NOT NULL"),
+            (none[0]["Plan"], "redacted_at IS NOT NULL"),
+            (many[0]["Plan"], "redacted_at IS NOT NULL"),
             (redacted, "redacted_at IS NOT NULL"),
             (counted, "(organization_id, subscription_id, error_kind, id)"),
         ):
