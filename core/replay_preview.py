@@ -42,9 +42,10 @@ MAX_SELECTION = 100_000  # what is surely frozen within the time of one call, on
 COUNT_TIMEOUT_MS = 5_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Group:
-    """How many of a selection share a subscription and an error."""
+    """How many of a selection share a subscription and an error. Not frozen: a preview makes a thousand, which then
+    would take four times as long."""
 
     subscription_id: UUID
     error_kind: str | None
@@ -258,25 +259,23 @@ async def _count(session: AsyncSession, chosen: Chosen, is_any_redacted: bool) -
     if is_any_redacted:
         query = union_all(query, counted(True, col(Delivery.redacted_at).is_not(None)))
     connection = await session.connection()  # the session itself would take twice as long for a thousand rows
-    found = [
-        ((subscription_id, error_kind, chosen.state or STATE_OF[state[0]]), redacted, number)
+    rows = [
+        Row(subscription_id, error_kind, chosen.state or STATE_OF[state[0]], redacted, number)
         for number, redacted, subscription_id, error_kind, *state in (await connection.execute(query)).all()
     ]
-    taken_off = {key: number for key, redacted, number in found if redacted}
-    rows = []
-    for key, redacted, number in found:
-        left = number if redacted else number - taken_off.get(key, 0)
-        if left:
-            rows.append(Row(*key, redacted, left))
-    return rows
+    if not is_any_redacted:
+        return rows
+    taken_off = {row[:3]: row.number for row in rows if row.redacted}
+    left = (row if row.redacted else row._replace(number=row.number - taken_off.get(row[:3], 0)) for row in rows)
+    return [row for row in left if row.number]
 
 
 def _groups(rows: Sequence[Row]) -> list[Group]:
     """The largest first."""
     found: dict[tuple[UUID, str | None], int] = {}
-    for row in rows:
-        key = row.subscription_id, row.error_kind
-        found[key] = found.get(key, 0) + row.number
+    for subscription_id, error_kind, _, _, number in rows:
+        key = subscription_id, error_kind
+        found[key] = found.get(key, 0) + number
     return [Group(*key, count) for key, count in sorted(found.items(), key=itemgetter(1), reverse=True)]
 
 
@@ -309,11 +308,14 @@ async def _judged(
     skips: Counter[tuple[UUID, str | None, SkipReason]] = Counter()
     states: Counter[State] = Counter()
     targets: Counter[UUID] = Counter()
+    reasons: dict[tuple[State, bool, SubscriptionStatus], SkipReason | None] = {}
     for subscription_id, error_kind, state, redacted, count in rows:
         states[state] += count
         status = known[subscription_id][0] if subscription_id in known else SubscriptionStatus.DELETED
-        reason = why_skipped(action, state, redacted, status)
-        if reason is not None:
+        case = state, redacted, status
+        if case not in reasons:
+            reasons[case] = why_skipped(action, *case)
+        if (reason := reasons[case]) is not None:
             skips[subscription_id, error_kind, reason] += count
         elif action is ReplayAction.REPLAY:
             targets[subscription_id] += count
