@@ -158,26 +158,23 @@ async def preview(
     """Exact counts of what `filters` choose now, and what `action` would do with them. Raises `ValidationFailed` on a
     wrong filter, or where counting takes longer than `COUNT_TIMEOUT_MS`; `Unavailable` as `selection.turn`."""
     conditions = selection.conditions(organization_id, filters)
-    chosen = Chosen(conditions, selection.to_count(conditions, filters), selection.only_state(filters))
     with selection.turn_for(filters):
-        return await _preview(session, organization_id, chosen, action)
+        return await _preview(session, organization_id, filters, conditions, action)
 
 
-class Chosen(NamedTuple):
-    """A selection. `to_count`: the same conditions, as they are best counted by; `state`: that of all, if it is one."""
-
-    conditions: Sequence[selection.Condition]
-    to_count: Sequence[selection.Condition]
-    state: State | None
-
-
-async def _preview(session: AsyncSession, organization_id: UUID, chosen: Chosen, action: ReplayAction) -> Preview:
+async def _preview(
+    session: AsyncSession,
+    organization_id: UUID,
+    filters: Mapping[str, Any],
+    conditions: Sequence[selection.Condition],
+    action: ReplayAction,
+) -> Preview:
     began = monotonic()
     async with in_time(session):
         # Mostly there are none. That is told by a plan for any value, and spares to plan for them at each call.
         is_any_redacted = (await session.exec(_first_redacted(organization_id))).first() is not None
         await selection.plan_by_value(session)
-        rows = await _count(session, chosen, is_any_redacted)
+        rows = await _count(session, filters, selection.to_count(conditions, filters), is_any_redacted)
     if sum(row.number for row in rows) > MAX_SELECTION:
         return Preview(action, _groups(rows), None)
     overlaps: Sequence[Overlap] | None = []
@@ -185,7 +182,7 @@ async def _preview(session: AsyncSession, organization_id: UUID, chosen: Chosen,
     if (await session.exec(select(Replay.id).where(*unfinished).limit(1))).first() is not None:
         try:
             async with session.begin_nested(), in_time(session, _left_ms(began)):
-                overlaps = await _overlaps(session, unfinished, chosen.conditions)
+                overlaps = await _overlaps(session, unfinished, conditions)
         except ValidationFailed:
             overlaps = None
     return await _judged(session, action, rows, overlaps)
@@ -244,14 +241,20 @@ def _first_redacted(organization_id: UUID) -> SelectOfScalar[UUID]:
     return select(key).where(*redacted).order_by(key).limit(1)
 
 
-async def _count(session: AsyncSession, chosen: Chosen, is_any_redacted: bool) -> list[Row]:
+async def _count(
+    session: AsyncSession,
+    filters: Mapping[str, Any],
+    conditions: Sequence[selection.Condition],
+    is_any_redacted: bool,
+) -> list[Row]:
     by = [col(Delivery.subscription_id), col(Delivery.error_kind)]
-    if chosen.state is None:
+    only_state = selection.only_state(filters)
+    if only_state is None:  # the index of dead letters, which all have one, doesn't hold it
         by.append(col(Delivery.state))
 
     def counted(redacted: bool, *more: selection.Condition) -> Any:
         query: Any = select(func.count(), literal(redacted), *by)
-        return query.where(*chosen.to_count, *more).group_by(*by)
+        return query.where(*conditions, *more).group_by(*by)
 
     # Whether they were redacted stands in no index that lists use: read from the table for each it takes four times as
     # long. So the few that were are counted again, in an index of their own, and taken off.
@@ -260,7 +263,7 @@ async def _count(session: AsyncSession, chosen: Chosen, is_any_redacted: bool) -
         query = union_all(query, counted(True, col(Delivery.redacted_at).is_not(None)))
     connection = await session.connection()  # the session itself would take twice as long for a thousand rows
     rows = [
-        Row(subscription_id, error_kind, chosen.state or STATE_OF[state[0]], redacted, number)
+        Row(subscription_id, error_kind, only_state or STATE_OF[state[0]], redacted, number)
         for number, redacted, subscription_id, error_kind, *state in (await connection.execute(query)).all()
     ]
     if not is_any_redacted:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import structlog
@@ -74,7 +74,6 @@ async def working(settings: Settings) -> AsyncIterator[Engine]:
         margin_s=settings.lease_margin_s,
     )
     stop, gone = asyncio.Event(), asyncio.Event()
-    interval_s = settings.sweep_interval_s
     redis = hints.connect(settings.redis_url, max_connections=2)
     breakers = Breakers(redis)
     ctx = {"database": database, "breakers": breakers, "retention_days": settings.retention_days}
@@ -91,17 +90,7 @@ async def working(settings: Settings) -> AsyncIterator[Engine]:
         )
         looping.extend(
             asyncio.create_task(loops.every(every_s, name, work, stop))
-            for every_s, name, work in (
-                (interval_s, "sweep", lambda: loops.sweep(engine)),
-                (interval_s, "parked", engine.find_parked),
-                (interval_s, "replays", lambda: loops.advance_replays(database, engine, interval_s)),
-                (interval_s, "settling", lambda: loops.settle(database)),
-                (ERASE_S, "redaction", lambda: loops.redact(database)),
-                (ERASE_S, "erasure", loops.Erasing(database, breakers).advance),
-                (STATISTICS_S, "statistics", engine.flush_statistics),
-                (SYNC_S, "breakers", lambda: engine.sync_breakers(breakers)),
-                (BREAKER_CHANGES_S, "breaker changes", engine.flush_breaker_changes),
-            )
+            for every_s, name, work in _rounds(database, engine, breakers, settings.sweep_interval_s)
         )
         running.append(asyncio.create_task(listener.run()))
 
@@ -129,3 +118,20 @@ async def working(settings: Settings) -> AsyncIterator[Engine]:
                 await engine.flush_breaker_changes()  # last, for nothing depends on it
         await transport.aclose()
         await database.close()
+
+
+def _rounds(
+    database: Database, engine: Engine, breakers: Breakers, interval_s: float
+) -> Sequence[tuple[float, str, Callable[[], Awaitable[None]]]]:
+    """What a worker does again and again: how often, its name, and the work. `interval_s`: that of what is due."""
+    return (
+        (interval_s, "sweep", lambda: loops.sweep(engine)),
+        (interval_s, "parked", engine.find_parked),
+        (interval_s, "replays", lambda: loops.advance_replays(database, engine, interval_s)),
+        (interval_s, "settling", lambda: loops.settle(database)),
+        (ERASE_S, "redaction", lambda: loops.redact(database)),
+        (ERASE_S, "erasure", loops.Erasing(database, breakers).advance),
+        (STATISTICS_S, "statistics", engine.flush_statistics),
+        (SYNC_S, "breakers", lambda: engine.sync_breakers(breakers)),
+        (BREAKER_CHANGES_S, "breaker changes", engine.flush_breaker_changes),
+    )
