@@ -339,6 +339,8 @@ def test_a_preview_of_dead_letters_is_counted_in_indexes(planted: str) -> None:
         assert made.details
         assert made.details.skipped == 1
         (first, whose), (both, values) = statements
+        # Which way through an index is cheaper depends on how far autovacuum came; what the index holds does not.
+        await seeds.driver.execute("SET enable_bitmapscan = off")
         await seeds.driver.execute(f"SET plan_cache_mode = force_generic_plan; PREPARE first AS {first}")
         explain_first = "EXPLAIN (FORMAT JSON) EXECUTE first ({})".format(", ".join(f"'{one}'" for one in whose))
         none = await seeds.driver.fetchval(explain_first)
@@ -352,16 +354,15 @@ def test_a_preview_of_dead_letters_is_counted_in_indexes(planted: str) -> None:
         both = await seeds.driver.fetchval(f"EXPLAIN (FORMAT JSON) {both}", *values)
         counted, redacted = both[0]["Plan"]["Plans"]
         partitions_ = await large(seeds.driver)
-        for plan, indexed in (
-            (none[0]["Plan"], "redacted_at IS NOT NULL"),
-            (many[0]["Plan"], "redacted_at IS NOT NULL"),
-            (redacted, "redacted_at IS NOT NULL"),
-            (counted, "(organization_id, subscription_id, error_kind, id)"),
+        for plan, kind, indexed in (
+            (none[0]["Plan"], "Index Only Scan", "redacted_at IS NOT NULL"),
+            (many[0]["Plan"], "Index Only Scan", "redacted_at IS NOT NULL"),
+            (redacted, "Index Scan", "redacted_at IS NOT NULL"),
+            (counted, "Index Only Scan", "(organization_id, subscription_id, error_kind, id)"),
         ):
             found = list(nodes(plan))
             read = {node["Node Type"] for node in found if node.get("Relation Name") in partitions_}
-            assert read, json.dumps(plan, indent=1)
-            assert "Seq Scan" not in read, json.dumps(plan, indent=1)
+            assert read == {kind}, json.dumps(plan, indent=1)
             for name in {node["Index Name"] for node in found if "Index Name" in node}:
                 assert indexed in await seeds.driver.fetchval("SELECT pg_get_indexdef($1::regclass)", name)
 
